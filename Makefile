@@ -1,0 +1,120 @@
+# Everything happens in ./.venv; the system's Python is used once, to create it.
+
+PORT ?= 8080
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+V1 := services/tokenfleet/v1
+PROTOS = $(sort $(wildcard protos/tokenfleet/v1/*.proto))
+TYPED = services/tokenfleet tests $(wildcard benchmarks loadtest)
+
+# $(call generate,FOLDER): the Python code of all contracts, below FOLDER
+define generate
+$(BIN)/python -m grpc_tools.protoc -Iprotos \
+	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
+	$(PROTOS)
+endef
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check lock bench-gateway clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+## -- environment ---------------------------------------------------------------------------------
+
+setup: $(VENV)/.setup ## create ./.venv with everything that development needs
+
+setup-run: $(VENV)/.setup-run ## create ./.venv with what `make run` needs, and no more
+
+$(VENV)/.setup: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "installing tokenfleet and the development tools into ./$(VENV) (a minute or two)"
+	@$(PIP_INSTALL) --editable '.[local,dev]'
+	@touch $(VENV)/.setup-run $@
+
+$(VENV)/.setup-run: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "installing tokenfleet into ./$(VENV) (half a minute or so)"
+	@$(PIP_INSTALL) --editable '.[local]'
+	@touch $@
+
+# PYTHON may name the interpreter; otherwise the first on the path that is new enough.
+PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+
+$(VENV)/.created:
+	@for python in $(PYTHONS); do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found="$$python" && break; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "tokenfleet needs Python 3.11 or later; $(firstword $(PYTHONS)) is: $$($(firstword $(PYTHONS)) --version 2>&1)." >&2; \
+		echo "Install one and name it, for example: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+		exit 1; \
+	fi; \
+	if ! "$$found" -m venv $(VENV); then \
+		rm -rf $(VENV); \
+		echo "$$found cannot create virtual environments." >&2; \
+		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; \
+	fi
+	@touch $@
+
+## -- running -------------------------------------------------------------------------------------
+
+run: setup-run ## start the whole fleet on this machine: http://127.0.0.1:$(PORT)
+	@exec $(BIN)/tokenfleet up --port $(PORT)
+
+## -- checks --------------------------------------------------------------------------------------
+
+test: setup ## run all tests
+	@$(BIN)/python -m pytest tests
+
+lint: check-style check-types check-layers check-contracts protos-check ## all checks; -k shows every failure at once
+
+check-style: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check-types: setup
+	$(BIN)/mypy $(TYPED)
+
+check-layers: setup
+	$(BIN)/lint-imports --no-logo
+
+check-contracts: setup
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+fmt: setup ## format the code and fix what ruff can fix
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write
+
+## -- contracts -----------------------------------------------------------------------------------
+
+protos: setup ## regenerate the code in services/tokenfleet/v1 from protos/
+	rm -f $(V1)/*_pb2.py $(V1)/*_pb2.pyi $(V1)/*_pb2_grpc.py $(V1)/*_pb2_grpc.pyi
+	$(call generate,services)
+
+protos-check: setup ## fail if the generated code is not what protos/ says
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	$(call generate,"$$fresh") && \
+	if ! diff -rq --exclude=__init__.py --exclude=__pycache__ "$$fresh/tokenfleet/v1" $(V1); then \
+		echo "the generated code is stale: run 'make protos' and commit the result" >&2; exit 1; \
+	fi
+
+## -- upkeep --------------------------------------------------------------------------------------
+
+lock: setup ## resolve constraints.txt afresh; UPGRADE=1 takes the latest versions
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras \
+		$(if $(UPGRADE),--upgrade) --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command 'make lock' --output-file constraints.txt
+
+bench-gateway: setup ## measure what the gateway costs a streamed token
+	$(BIN)/python -m benchmarks.gateway
+
+clean: ## remove ./.venv and every cache; the fleet's own state in .tokenfleet/ stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find services tests benchmarks loadtest -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
