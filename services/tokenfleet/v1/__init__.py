@@ -1,0 +1,1 @@
+"""Generated from protos/tokenfleet/v1; never edited by hand."""
