@@ -1,0 +1,41 @@
+"""Names for prefixes of token ids: the chained hashes of their blocks.
+
+Engines keep their KV cache in blocks of a fixed number of tokens, and a block can be reused only behind the
+same predecessors. So the hash of a block covers its own ids and, through the seed, everything before it: two
+prompts share their first k hashes if and only if they share their first k blocks. A salt changes the root,
+and with it every hash, so that tenants or adapters that must not share a cache never do.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+
+from xxhash import xxh3_64_intdigest
+
+_BYTES_PER_ID = 4
+
+
+def block_hashes(token_ids: Sequence[int], block_size: int, salt: str = "") -> list[int]:
+    """64-bit hashes of the full blocks, in order; what is left over at the end has none."""
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1 token, got {block_size}")
+    packed = _little_endian(token_ids)
+    width = block_size * _BYTES_PER_ID
+    parent = xxh3_64_intdigest(salt.encode()) if salt else 0
+    hashes = []
+    for end in range(width, len(packed) + 1, width):
+        parent = xxh3_64_intdigest(packed[end - width : end], parent)
+        hashes.append(parent)
+    return hashes
+
+
+def _little_endian(token_ids: Sequence[int]) -> bytes:
+    """Four bytes an id, alike on every machine. Ids that are packed already cost next to nothing."""
+    if not isinstance(token_ids, array) or token_ids.typecode != "I":
+        token_ids = array("I", token_ids)
+    if sys.byteorder == "big":
+        token_ids = token_ids[:]
+        token_ids.byteswap()
+    return token_ids.tobytes()

@@ -1,0 +1,37 @@
+"""A model of a continuous-batching engine: when it would emit which token, without computing any.
+
+Used by the worker's `sim` engine, which drives it in real time, and by whoever wants to know how a fleet of
+such engines behaves under another clock. Time is passed in as seconds and only differences matter.
+
+- `timing`   how long a step takes, and the fixed profile that benchmarks use
+- `sequence` what the model knows of one running request
+- `fixed`, `batching`  the two schedules, with one interface (`EngineModel`)
+- `prefix_cache`  which KV blocks are held, kept and evicted
+- `hashed_ids`    the next token as a hash of all ids so far, so that any lost or repeated token shows
+"""
+
+from tokenfleet.core.engine_model.batching import BatchingModel
+from tokenfleet.core.engine_model.fixed import FixedModel
+from tokenfleet.core.engine_model.hashed_ids import Alphabet, HashedIds
+from tokenfleet.core.engine_model.model import Advance, EngineModel, Load, StepRecord
+from tokenfleet.core.engine_model.prefix_cache import PrefixCache
+from tokenfleet.core.engine_model.sequence import Ended, Ending, ModelSequence, TokenSource
+from tokenfleet.core.engine_model.timing import FixedTiming, StepTiming
+
+__all__ = [
+    "Advance",
+    "Alphabet",
+    "BatchingModel",
+    "Ended",
+    "Ending",
+    "EngineModel",
+    "FixedModel",
+    "FixedTiming",
+    "HashedIds",
+    "Load",
+    "ModelSequence",
+    "PrefixCache",
+    "StepRecord",
+    "StepTiming",
+    "TokenSource",
+]

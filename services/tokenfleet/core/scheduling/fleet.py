@@ -1,0 +1,246 @@
+"""What is known about the workers, and which of them may be sent a request now.
+
+Knowledge is only as good as its age: a worker whose watch broke is out at once, one whose load sample is
+older than `STALE_S` is out until it speaks again, and one where a request just failed is out until a sample
+measured after the failure contradicts. All of them are still *expected* for a while, because a supervisor
+restarts what dies, and whoever waits for them shall not be turned away for a restart's few seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from tokenfleet.core.scheduling.model import UNKNOWN_FINGERPRINT, Fingerprint, Phase, Replica, Worker
+
+# Workers sample at least every second: two lost samples and some delay.
+STALE_S = 2.5
+# A worker whose engine died says so within its sampling interval; its supervisor takes a little longer.
+RESTART_NOTICE_S = 5.0
+
+_LOADABLE = frozenset({Phase.STARTING, Phase.READY})
+
+
+class ReplicaState(Enum):
+    """A model's state on a worker, as far as a choice depends on it."""
+
+    LOADING = "loading"
+    READY = "ready"
+    AWAY = "away"  # unloading, asleep or failed
+
+
+@dataclass(slots=True, frozen=True)
+class ReplicaFacts:
+    """What a worker says of one model it holds."""
+
+    model: str
+    state: ReplicaState
+    epoch: int = 0
+    max_sequences: int = 0  # 0: no known bound
+    running: int = 0
+    fingerprint: Fingerprint = UNKNOWN_FINGERPRINT
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True, frozen=True)
+class WorkerFacts:
+    """What a worker says of itself."""
+
+    worker_id: str
+    name: str
+    zone: str
+    phase: Phase
+    engines: frozenset[str]
+    replicas: tuple[ReplicaFacts, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class ModelLoad:
+    """One model's figures in a load sample."""
+
+    model: str
+    running: int
+    waiting: int
+
+
+class Fleet:
+    """All workers by their address, and for each model the replicas that may be sent a request."""
+
+    def __init__(self, engine_queue_ratio: float = 0.125, patience_s: float = 30.0) -> None:
+        """`engine_queue_ratio`: how much more than it can run an engine is given, so that it never starves
+        between two samples. `patience_s`: how long a worker that went away is expected back."""
+        self.workers: dict[str, Worker] = {}
+        self._engine_queue_ratio = engine_queue_ratio
+        self._patience_s = patience_s
+        self._placeable: dict[str, dict[str, Replica]] = {}
+
+    def expect(self, target: str, now: float) -> None:
+        """There shall be a worker at that address."""
+        self.workers.setdefault(target, Worker(target, seen_at=now))
+
+    def placeable(self, model: str) -> Collection[Replica]:
+        """Replicas that serve the model; whether they have room is another matter."""
+        replicas = self._placeable.get(model)
+        return replicas.values() if replicas else ()
+
+    def describe(self, target: str, facts: WorkerFacts, now: float) -> None:
+        """A worker introduced itself, or something about it changed."""
+        worker = self.workers.get(target)
+        if worker is not None and worker.id and worker.id != facts.worker_id:
+            self._withdraw(worker)
+            worker = None
+        if worker is None:
+            worker = self.workers[target] = Worker(target, seen_at=now)
+        if not worker.connected or worker.phase is not facts.phase:
+            worker.phase_since = now
+        if not worker.connected:
+            # It tells the leases of each model, which do until the first sample.
+            worker.measured_at = now
+            worker.stale = False
+            worker.doubted_at = None
+        worker.id, worker.name, worker.zone = facts.worker_id, facts.name, facts.zone
+        worker.phase, worker.engines = facts.phase, facts.engines
+        worker.connected, worker.seen_at = True, now
+        self._take_over(worker, facts.replicas, now)
+        self._refresh(worker)
+
+    def sample(self, target: str, loads: Iterable[ModelLoad], age_s: float, now: float) -> None:
+        """A worker told its load, measured `age_s` ago."""
+        worker = self.workers.get(target)
+        if worker is None or not worker.connected:
+            return
+        worker.seen_at = now
+        worker.measured_at = now - age_s
+        told = {load.model: load for load in loads}
+        changed = worker.stale or _doubt_ends(worker, worker.measured_at)
+        for replica in worker.replicas.values():
+            load = told.get(replica.model)
+            replica.running, replica.waiting = (load.running, load.waiting) if load else (0, 0)
+            changed |= _doubt_ends(replica, worker.measured_at)
+        if changed:
+            worker.stale = age_s > STALE_S
+            self._refresh(worker)
+
+    def lost(self, target: str, now: float) -> None:
+        """The watch on a worker broke: it is out of the choice at once."""
+        worker = self.workers.get(target)
+        if worker is None or not worker.connected:
+            return
+        self._withdraw(worker)
+        worker.connected = False
+        worker.seen_at = now
+        worker.replicas.clear()
+
+    def doubt_worker(self, worker: Worker, now: float) -> None:
+        """A request did not get through to it or was lost there."""
+        worker.doubted_at = now
+        self._refresh(worker)
+
+    def doubt_replica(self, replica: Replica, now: float) -> None:
+        """The worker refused a request because the model is not resident."""
+        replica.doubted_at = now
+        self._refresh(replica.worker)
+
+    def find_stale(self, now: float) -> None:
+        """Takes workers out whose load is no longer known."""
+        for worker in self.workers.values():
+            if worker.connected and not worker.stale and now - worker.measured_at > STALE_S:
+                worker.stale = True
+                self._refresh(worker)
+
+    def expected_until(self, model: str, excluded: Collection[str], asked_at: float, now: float) -> float:
+        """Until when a worker that may serve the model can be hoped for; 0 when there is no hope.
+
+        What loads, or serves and is merely full, is hoped for without end: deadlines bound the wait. A worker
+        that is up and failed the request is given a moment to say that its engine is being restarted.
+        """
+        until = 0.0
+        for worker in self.workers.values():
+            replica = worker.replicas.get(model)
+            if replica is not None and not worker.veto:
+                if replica.loading:
+                    return math.inf
+                if not replica.veto and (worker.id not in excluded or replica.since > asked_at):
+                    return math.inf
+            until = max(until, self._back_by(worker, replica))
+            if worker.connected and worker.id in excluded:
+                until = max(until, asked_at + RESTART_NOTICE_S)
+        return until if until > now else 0.0
+
+    def could_load(self, model: str, engines: frozenset[str]) -> bool:
+        """Whether a worker that is up could come to hold the model."""
+        return any(
+            worker.connected
+            and worker.phase in _LOADABLE
+            and not engines.isdisjoint(worker.engines)
+            and not ((replica := worker.replicas.get(model)) and replica.serving)
+            for worker in self.workers.values()
+        )
+
+    def still_serving(self, model: str, excluded: Collection[str]) -> frozenset[str]:
+        """Those of the excluded workers that hold the model still."""
+        return frozenset(r.worker.id for r in self.placeable(model) if r.worker.id in excluded)
+
+    def vetoes(self, model: str) -> Iterator[tuple[Worker, str]]:
+        """Workers that are out of the question for the model, and why."""
+        for worker in self.workers.values():
+            replica = worker.replicas.get(model)
+            veto = worker.veto or (replica.veto if replica else "the model is not resident")
+            if veto:
+                yield worker, veto
+
+    def _back_by(self, worker: Worker, replica: Replica | None) -> float:
+        if not worker.connected or worker.stale or worker.doubted_at is not None:
+            return worker.seen_at + self._patience_s
+        if worker.phase is not Phase.READY:
+            return worker.phase_since + self._patience_s
+        doubted = replica is not None and replica.doubted_at is not None
+        return worker.seen_at + self._patience_s if doubted else 0.0
+
+    def _take_over(self, worker: Worker, told: tuple[ReplicaFacts, ...], now: float) -> None:
+        """Brings the worker's replicas up to what it told; a new epoch is a new replica."""
+        self._withdraw(worker)
+        known, worker.replicas = worker.replicas, {}
+        for facts in told:
+            replica = known.get(facts.model)
+            if replica is None or replica.epoch != facts.epoch:
+                replica = Replica(worker, facts.model, facts.epoch, running=facts.running, since=now)
+            limit = facts.max_sequences
+            replica.max_sequences = limit
+            replica.capacity = (
+                limit + max(1, math.ceil(limit * self._engine_queue_ratio)) if limit else math.inf
+            )
+            replica.fingerprint, replica.features = facts.fingerprint, facts.features
+            if facts.state is ReplicaState.READY and not replica.serving:
+                replica.since = now  # a restarted engine is a new life, though the epoch stays
+            replica.serving = facts.state is ReplicaState.READY
+            replica.loading = facts.state is ReplicaState.LOADING
+            replica.doubted_at = None
+            worker.replicas[facts.model] = replica
+
+    def _refresh(self, worker: Worker) -> None:
+        if self.workers.get(worker.target) is not worker:
+            return  # a former life
+        for replica in worker.replicas.values():
+            if replica.veto:
+                self._placeable.get(replica.model, {}).pop(worker.target, None)
+            else:
+                self._placeable.setdefault(replica.model, {})[worker.target] = replica
+
+    def _withdraw(self, worker: Worker) -> None:
+        for model in worker.replicas:
+            serving = self._placeable.get(model)
+            if serving is not None:
+                serving.pop(worker.target, None)
+                if not serving:
+                    del self._placeable[model]
+
+
+def _doubt_ends(doubted: Worker | Replica, measured_at: float) -> bool:
+    """Whether a doubt is contradicted by a sample measured after it arose."""
+    if doubted.doubted_at is None or measured_at <= doubted.doubted_at:
+        return False
+    doubted.doubted_at = None
+    return True

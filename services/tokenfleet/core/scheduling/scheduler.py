@@ -1,0 +1,331 @@
+"""The scheduler as a whole: events in, decisions out, no clock, no wire.
+
+Its invariant: whenever a replica has room, nobody waits who could use it. So a new request that finds room
+overtakes no one, and every event that makes room (a sample, a release, a reservation that expires, a model
+that became ready) serves the queue at once. Decisions leave through one callback, in the order in which they
+are taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from tokenfleet.core.queueing import DrainRate, Entry, Lane, Overflow, WaitingQueue
+from tokenfleet.core.scheduling.fleet import Fleet, ModelLoad, WorkerFacts
+from tokenfleet.core.scheduling.load_wishes import LoadWishes
+from tokenfleet.core.scheduling.model import Outcome, Replica, Reservation
+from tokenfleet.core.scheduling.policies import Draw, Policy
+from tokenfleet.core.scheduling.request import (
+    Decision,
+    Loading,
+    LoadWish,
+    Placed,
+    Queued,
+    Refused,
+    Request,
+)
+from tokenfleet.core.scheduling.reservations import Reservations
+from tokenfleet.core.scheduling.scene import take_scene
+
+R = TypeVar("R", bound=Request)
+
+# How often the prospects of those who wait without any worker are looked at again.
+REVIEW_EVERY_S = 0.25
+
+
+@dataclass(slots=True, frozen=True)
+class SchedulerLimits:
+    """What bounds waiting. Times in seconds."""
+
+    queue_limit: int = 1024  # waiting requests for one model
+    patience_s: float = 30.0  # how long a worker that went away is expected back
+    engine_queue_ratio: float = 0.125  # of what an engine runs at once, sent there beyond it
+    no_worker_retry_after_s: float = 5.0
+    least_retry_after_s: float = 1.0
+    most_retry_after_s: float = 60.0
+    candidates_recorded: int = 16
+
+
+@dataclass(slots=True, eq=False)
+class _Line(Generic[R]):
+    """Those who wait for one model."""
+
+    queue: WaitingQueue[R]
+    drain: DrainRate
+
+
+class Scheduler(Generic[R]):
+    """Decides for each request. `decide` is told every decision, `start_load` which model is wanted where."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        limits: SchedulerLimits,
+        *,
+        draw: Draw,
+        decide: Callable[[R, Decision], None],
+        start_load: Callable[[LoadWish], None],
+        reservation_prefix: str = "",
+    ) -> None:
+        self.fleet = Fleet(limits.engine_queue_ratio, limits.patience_s)
+        self.reservations = Reservations(reservation_prefix)
+        self.policy = policy
+        self._limits = limits
+        self._draw = draw
+        self._decide = decide
+        self._start_load = start_load
+        self._wishes = LoadWishes(limits.patience_s)
+        self._lines: dict[str, _Line[R]] = {}
+        self._entries: dict[R, Entry[R]] = {}
+        self._next_review = 0.0
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def ask(self, request: R, now: float) -> None:
+        """Places, queues or refuses at once."""
+        chosen = self._choose(request)
+        if chosen is not None:
+            self._place(request, *chosen, now)
+        elif (refusal := self._hopeless(request, self._hope(request, now), now)) is not None:
+            self._decide(request, refusal)
+        else:
+            self._enqueue(request, now)
+
+    def cancel(self, request: R) -> None:
+        """Takes a waiting request out; nothing happens if it does not wait."""
+        entry = self._entries.pop(request, None)
+        if entry is not None:
+            line = self._lines[request.model]
+            line.queue.remove(entry)
+            if not len(line.queue):
+                line.drain.emptied()
+
+    def release(self, reservation: Reservation, outcome: Outcome, now: float) -> None:
+        """Its request ended, and what that says about the worker."""
+        if outcome is Outcome.LOST:
+            self.fleet.doubt_worker(reservation.replica.worker, now)
+        elif outcome is Outcome.NOT_RESIDENT:
+            self.fleet.doubt_replica(reservation.replica, now)
+        if reservation.counted:
+            self.reservations.discount(reservation)
+            self._serve(reservation.replica.model, now)
+
+    def depths(self) -> dict[Lane, int]:
+        """How many wait, by lane, over all models."""
+        lines = tuple(self._lines.values())
+        return {lane: sum(line.queue.depth(lane) for line in lines) for lane in Lane}
+
+    @property
+    def waiting(self) -> int:
+        return len(self._entries)
+
+    def waiting_requests(self) -> list[R]:
+        return list(self._entries)
+
+    # -- workers -----------------------------------------------------------------------------------
+
+    def describe(self, target: str, facts: WorkerFacts, now: float) -> None:
+        """A worker introduced itself or changed."""
+        self.fleet.describe(target, facts, now)
+        for replica in facts.replicas:
+            self._serve(replica.model, now)
+        self._review(now)
+
+    def sample(
+        self, target: str, loads: Sequence[ModelLoad], admitted: Iterable[str], age_s: float, now: float
+    ) -> None:
+        """A worker told its load and which reservations it contains by now."""
+        self.reservations.admitted(admitted)
+        self.fleet.sample(target, loads, age_s, now)
+        worker = self.fleet.workers.get(target)
+        for model in worker.replicas if worker is not None and self._entries else ():
+            self._serve(model, now)
+
+    def lost(self, target: str, now: float) -> None:
+        """The watch on a worker broke."""
+        self.fleet.lost(target, now)
+
+    # -- loads -------------------------------------------------------------------------------------
+
+    def load_progressed(self, wish: LoadWish, progress: object) -> None:
+        """Tells everybody who waits for that load."""
+        for position, entry in enumerate(self._waiting_for(wish)):
+            self._decide(entry.item, Loading(position, progress))
+
+    def load_succeeded(self, wish: LoadWish, now: float) -> None:
+        """The loader says that it is loaded; the worker's own word is what makes it placeable."""
+        self._wishes.succeeded(wish, now)
+
+    def load_failed_for_now(self, wish: LoadWish, now: float) -> None:
+        """There was nobody to load it; asked again while somebody waits."""
+        self._wishes.failed_for_now(wish, now)
+
+    def load_failed(
+        self, wish: LoadWish, reason: str, message: str, retry_after_s: float, now: float
+    ) -> None:
+        """It cannot be loaded: nobody shall wait for it any longer."""
+        self._wishes.failed(wish)
+        for entry in self._waiting_for(wish):
+            self.cancel(entry.item)
+            self._decide(entry.item, self._refuse(entry.item, now, reason, message, retry_after_s))
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """What happens by itself: samples get stale, reservations and patience expire."""
+        self.fleet.find_stale(now)
+        models = {reservation.replica.model for reservation in self.reservations.expire(now)}
+        for model in models:
+            self._serve(model, now)
+        for line in self._lines.values():
+            for entry in line.queue.expire(now):
+                self._give_up(line, entry, now)
+        if now >= self._next_review:
+            self._next_review = now + REVIEW_EVERY_S
+            self._review(now)
+            self._wishes.forget_idle(now)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _choose(self, request: R) -> tuple[Replica, str] | None:
+        roomy = [
+            replica
+            for replica in self.fleet.placeable(request.model)
+            if replica.running + replica.waiting + replica.reserved < replica.capacity
+        ]
+        if request.choosy:
+            roomy = [replica for replica in roomy if request.suits(replica)]
+        if request.preferred is not None:
+            roomy = [r for r in roomy if r.fingerprint == request.preferred] or roomy
+        return self.policy.choose(request, roomy, self._draw) if roomy else None
+
+    def _place(self, request: R, replica: Replica, why: str, now: float) -> None:
+        scene = take_scene(self.fleet, request.model, replica, self._limits.candidates_recorded)
+        reservation = self.reservations.reserve(replica, now)
+        self._decide(request, Placed(reservation, why, scene, now - request.asked_at))
+
+    def _enqueue(self, request: R, now: float) -> None:
+        line = self._lines.get(request.model)
+        if line is None:
+            line = self._lines[request.model] = _Line(WaitingQueue(self._limits.queue_limit), DrainRate())
+        try:
+            entry, evicted = line.queue.put(request, request.lane, now, request.deadline)
+        except Overflow:
+            self._decide(request, self._shed(line, request, now))
+            return
+        line.drain.occupied(now)
+        self._entries[request] = entry
+        if evicted is not None:
+            del self._entries[evicted.item]
+            self._decide(evicted.item, self._shed(line, evicted.item, now))
+        self._decide(request, Queued(line.queue.position(entry)))
+
+    def _serve(self, model: str, now: float) -> None:
+        """Places those who wait for the model, in order, while there is room."""
+        line = self._lines.get(model)
+        if line is None or not len(line.queue) or not self._has_room(model):
+            return
+        for entry in line.queue:
+            chosen = self._choose(entry.item)
+            if chosen is not None:
+                line.queue.remove(entry)
+                del self._entries[entry.item]
+                line.drain.departed(now, still_waiting=len(line.queue) > 0)
+                self._place(entry.item, *chosen, now)
+            elif not entry.item.choosy:
+                return
+
+    def _has_room(self, model: str) -> bool:
+        return any(replica.load < replica.capacity for replica in self.fleet.placeable(model))
+
+    def _review(self, now: float) -> None:
+        """Asks for loads and gives up hope for those who wait without a worker in sight."""
+        for line in self._lines.values():
+            shared: float | None = None  # by all who would go anywhere
+            for entry in line.queue:
+                request = entry.item
+                if request.choosy or shared is None:
+                    hope = self._hope(request, now)
+                    shared = shared if request.choosy else hope
+                else:
+                    hope = shared
+                refusal = self._hopeless(request, hope, now)
+                if refusal is not None:
+                    self.cancel(request)
+                    self._decide(request, refusal)
+
+    def _hope(self, request: R, now: float) -> float:
+        """Until when waiting makes sense; on the way, asks for the model to be loaded."""
+        if self._suits_somebody(request):
+            return math.inf
+        until = self.fleet.expected_until(request.model, request.excluded, request.asked_at, now)
+        if self.fleet.could_load(request.model, request.engines):
+            wish = self._wish(request)
+            if self._wishes.wanted(wish, now):
+                self._start_load(wish)
+            until = max(until, self._wishes.hope_until(wish))
+        return until
+
+    def _hopeless(self, request: R, hope_until: float, now: float) -> Refused | None:
+        """The refusal for a request that waits in vain."""
+        if request.features and self._lacks_features(request):
+            names = ", ".join(sorted(request.features))
+            return self._refuse(
+                request, now, "unsupported", f"no worker of {request.model} offers {names}", 0.0
+            )
+        if hope_until > now:
+            return None
+        message = f"no worker is ready for {request.model}, nor expected; retry later"
+        return self._refuse(request, now, "no_worker", message, self._limits.no_worker_retry_after_s)
+
+    def _lacks_features(self, request: R) -> bool:
+        placeable = self.fleet.placeable(request.model)
+        return bool(placeable) and not any(request.features <= replica.features for replica in placeable)
+
+    def _suits_somebody(self, request: R) -> bool:
+        placeable = self.fleet.placeable(request.model)
+        return any(map(request.suits, placeable)) if request.choosy else bool(placeable)
+
+    def _wish(self, request: R) -> LoadWish:
+        return LoadWish(request.model, self.fleet.still_serving(request.model, request.excluded))
+
+    def _waiting_for(self, wish: LoadWish) -> list[Entry[R]]:
+        line = self._lines.get(wish.model)
+        if line is None:
+            return []
+        return [
+            entry
+            for entry in line.queue
+            if not self._suits_somebody(entry.item) and self._wish(entry.item) == wish
+        ]
+
+    def _give_up(self, line: _Line[R], entry: Entry[R], now: float) -> None:
+        """Its deadline came while it waited."""
+        del self._entries[entry.item]
+        if not len(line.queue):
+            line.drain.emptied()
+        request = entry.item
+        wait = f"waited {now - entry.since:.1f} s, until the deadline,"
+        if self._suits_somebody(request):
+            message = f"{wait} for a place on a worker of {request.model}"
+            refused = self._refuse(request, now, "deadline_exceeded", message, self._retry_after(line, now))
+        else:
+            message = f"{wait} for a worker to be ready for {request.model}"
+            refused = self._refuse(request, now, "no_worker", message, self._limits.no_worker_retry_after_s)
+        self._decide(request, refused)
+
+    def _shed(self, line: _Line[R], request: R, now: float) -> Refused:
+        message = f"{len(line.queue)} requests wait for {request.model} already, which is the limit"
+        return self._refuse(request, now, "queue_full", message, self._retry_after(line, now))
+
+    def _retry_after(self, line: _Line[R], now: float) -> float:
+        seconds = line.drain.seconds_to_drain(len(line.queue), now)
+        return min(max(seconds, self._limits.least_retry_after_s), self._limits.most_retry_after_s)
+
+    def _refuse(self, request: R, now: float, reason: str, message: str, retry_after_s: float) -> Refused:
+        waited_s = max(0.0, now - request.asked_at)
+        scene = take_scene(self.fleet, request.model, None, self._limits.candidates_recorded)
+        return Refused(reason, message, retry_after_s, waited_s, scene)
