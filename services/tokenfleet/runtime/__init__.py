@@ -1,0 +1,1 @@
+"""What the service shells share: settings, lifecycle, telemetry, gRPC plumbing, links, sources."""

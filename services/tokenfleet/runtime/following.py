@@ -1,0 +1,77 @@
+"""One server stream of a peer, followed for ever.
+
+Catalogs and workers are watched through streams that outlive every disturbance: when one breaks, its user
+learns why at once (what it knew may now be wrong), and the stream is opened again with growing, jittered
+pauses, so that a fleet whose peer restarts does not knock all at the same moment. Every attempt has a channel
+of its own: gRPC's hidden reconnect pauses would otherwise add to ours, and a peer that is back should be seen
+within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Generic, TypeVar
+
+import grpc
+
+from tokenfleet.runtime.errors import FleetError, from_rpc_error
+from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.telemetry import get_logger
+from tokenfleet.v1 import common_pb2
+
+log = get_logger(__name__)
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 1.0
+
+Item = TypeVar("Item")
+
+
+class StreamFollower(Generic[Item]):
+    """Calls `received` for each item, `broken` each time the stream ends, until stopped."""
+
+    def __init__(
+        self,
+        target: str,
+        call: Callable[[grpc.aio.Channel], AsyncIterator[Item]],
+        received: Callable[[Item], None],
+        broken: Callable[[FleetError], None],
+    ) -> None:
+        self._target = target
+        self._call = call
+        self._received = received
+        self._broken = broken
+        self._pause_s = FIRST_PAUSE_S
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._follow(), name=f"follow {self._target}")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _follow(self) -> None:
+        while True:
+            self._broken(await self._until_broken())
+            await asyncio.sleep(self._pause_s * random.uniform(0.8, 1.2))
+            self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _until_broken(self) -> FleetError:
+        async with open_channel(self._target) as channel:
+            try:
+                async for item in self._call(channel):
+                    self._pause_s = FIRST_PAUSE_S
+                    self._received(item)
+            except grpc.aio.AioRpcError as error:
+                return from_rpc_error(error)
+            except Exception as error:
+                # an item that its user cannot take must not end the watching
+                log.exception("item not taken", target=self._target)
+                return FleetError(common_pb2.REASON_INTERNAL, f"{type(error).__name__}: {error}")
+        return FleetError(common_pb2.REASON_DRAINING, f"{self._target} ended the stream")

@@ -1,0 +1,105 @@
+"""A gRPC server as every service has it: health that tells live from ready, reflection where asked for.
+
+Liveness is the health service's empty name: the process serves. Readiness is the name of the service itself
+(`tokenfleet.v1.Router`): it can do its work now. Kubernetes probes them separately, so that a worker which
+loads for minutes is alive and not ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tokenfleet.runtime.health import HealthService
+from tokenfleet.runtime.lifecycle import StartupError
+from tokenfleet.runtime.settings import split_address
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
+]
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def open_channel(target: str) -> grpc.aio.Channel:
+    """A channel to `host:port` with the fleet's keepalive and reconnect settings."""
+    return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+
+
+class GrpcHost:
+    """One server, its health, its address. `service` is the full name whose health means ready.
+
+    With `reuse_port` several processes can serve on the same port.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        register: Callable[[grpc.aio.Server], None],
+        *,
+        listen: str,
+        reflection: bool = False,
+        reuse_port: bool = False,
+    ) -> None:
+        self._service = service
+        self._listen = listen
+        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.so_reuseport", int(reuse_port))])
+        self._health = HealthService()
+        register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflection:
+            _enable_reflection(self._server, service)
+        self.port = 0
+
+    async def start(self) -> int:
+        """Binds and serves; live at once, ready only after `set_ready`. Raises StartupError if taken."""
+        host, port = split_address(self._listen)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartupError(
+                f"cannot listen on {self._listen}: is another process using the port? "
+                "Stop it, or choose another with --listen host:port"
+            ) from error
+        await self._server.start()
+        self._health.set("", True)
+        self._health.set(self._service, False)
+        return self.port
+
+    async def set_ready(self, ready: bool) -> None:
+        self._health.set(self._service, ready)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls at once and ends running ones after `grace_s`."""
+        self._health.stop()
+        await self._server.stop(grace_s)
+        await asyncio.sleep(0)
+
+
+def _enable_reflection(server: grpc.aio.Server, service: str) -> None:
+    from grpc_reflection.v1alpha import reflection
+
+    names = (service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
