@@ -1,0 +1,60 @@
+"""What the router can be told."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from tokenfleet.core.scheduling import POLICIES, SchedulerLimits
+from tokenfleet.runtime.settings import ServiceSettings, Targets, split_address
+
+
+class RouterSettings(ServiceSettings):
+    """Durations in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TOKENFLEET_ROUTER_")
+
+    listen: str = Field("127.0.0.1:8083", description="host:port of the gRPC server; port 0: a free one")
+    loader: str = Field("127.0.0.1:8085", description="host:port of the model-loader")
+    workers: Targets = Field(default_factory=list, description="host:port of the workers")
+    policy: str = Field("least_loaded", description=f"how to choose: {', '.join(sorted(POLICIES))}")
+    seed: int | None = Field(None, description="of the draws among equals; none: a new one every start")
+    queue_limit: int = Field(
+        1024, ge=0, description="waiting requests for each model before new ones are shed"
+    )
+    no_worker_timeout_s: float = Field(
+        30.0, ge=0, description="how long a worker that went away is expected back, and waited for"
+    )
+    engine_queue_ratio: float = Field(
+        0.125,
+        ge=0,
+        le=4,
+        description="sequences sent to an engine beyond what it runs at once, as a share of that (at least "
+        "one), so that it never starves between two load samples",
+    )
+    default_deadline_s: float = Field(300.0, gt=0, description="deadline of a request that names none")
+    decision_log_ratio: float = Field(0.01, ge=0, le=1, description="share of decisions that are logged")
+    explain_records: int = Field(4096, ge=0, description="decisions kept for explanations; 0: none")
+    explain_candidates: int = Field(16, ge=0, description="workers recorded with a decision")
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, policy: str) -> str:
+        if policy not in POLICIES:
+            raise ValueError(f"there is no such policy; there are {', '.join(sorted(POLICIES))}")
+        return policy
+
+    @field_validator("workers")
+    @classmethod
+    def _addresses(cls, workers: list[str]) -> list[str]:
+        for target in workers:
+            split_address(target)
+        return list(dict.fromkeys(workers))
+
+    def limits(self) -> SchedulerLimits:
+        return SchedulerLimits(
+            queue_limit=self.queue_limit,
+            patience_s=self.no_worker_timeout_s,
+            engine_queue_ratio=self.engine_queue_ratio,
+            candidates_recorded=self.explain_candidates,
+        )
