@@ -1,0 +1,135 @@
+"""The model-loader's process: its contract on the wire, and the order in which it starts and stops."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from tokenfleet.model_loader.catalog import Catalog, CatalogError, default_path
+from tokenfleet.model_loader.catalog_file import CatalogFile
+from tokenfleet.model_loader.history import History
+from tokenfleet.model_loader.keeper import Keeper
+from tokenfleet.model_loader.settings import ModelLoaderSettings
+from tokenfleet.model_loader.store import HistoryKeeper, RedisStore
+from tokenfleet.runtime.changes import Changes
+from tokenfleet.runtime.errors import FleetError, abort
+from tokenfleet.runtime.grpc_host import GrpcHost
+from tokenfleet.runtime.lifecycle import Lifecycle, StartupError
+from tokenfleet.runtime.metrics import serve_metrics
+from tokenfleet.runtime.telemetry import get_logger
+from tokenfleet.v1 import model_loader_pb2, model_loader_pb2_grpc
+
+SERVICE = "tokenfleet.v1.ModelLoader"
+# Callers ask again, and loads go on without us.
+STOP_GRACE_S = 0.5
+
+log = get_logger(__name__)
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
+    """Builds the parts, answers calls, stops in order."""
+
+    def __init__(self, settings: ModelLoaderSettings) -> None:
+        self._settings = settings
+        self._history = History()
+        self._keeper = Keeper(settings.workers, settings.no_worker_timeout_s, self._history)
+        self._catalog = model_loader_pb2.WatchCatalogResponse()
+        self._catalog_changes = Changes()
+
+    async def run(self, lifecycle: Lifecycle) -> None:
+        settings = self._settings
+        store = self._store()
+        if store is not None:
+            await store.start()
+        file = self._read_catalog()
+        host = GrpcHost(
+            SERVICE,
+            lambda server: model_loader_pb2_grpc.add_ModelLoaderServicer_to_server(self, server),
+            listen=settings.listen,
+            reflection=settings.reflection,
+        )
+        await host.start()
+        metrics_port = serve_metrics(settings.metrics_listen)
+        self._keeper.start()
+        await host.set_ready(True)
+        log.info("serving", grpc=host.port, metrics=metrics_port, workers=len(settings.workers))
+        await lifecycle.stopping.wait()
+        await host.set_ready(False)
+        await host.stop(STOP_GRACE_S)
+        await file.stop()
+        await self._keeper.stop()
+        if store is not None:
+            await store.stop()
+
+    async def WatchCatalog(
+        self, request: model_loader_pb2.WatchCatalogRequest, context: _Context
+    ) -> AsyncIterator[model_loader_pb2.WatchCatalogResponse]:
+        del request, context
+        while True:
+            seen = self._catalog_changes.version
+            yield self._catalog
+            await self._catalog_changes.after(seen)
+
+    async def EnsureLoaded(
+        self, request: model_loader_pb2.EnsureLoadedRequest, context: _Context
+    ) -> AsyncIterator[model_loader_pb2.EnsureLoadedResponse]:
+        try:
+            flight = self._keeper.ensure(request.model, request.replicas, frozenset(request.excluded_workers))
+        except FleetError as error:
+            await abort(context, error)
+        async for response in flight.follow():
+            yield response
+
+    async def Unload(
+        self, request: model_loader_pb2.UnloadRequest, context: _Context
+    ) -> AsyncIterator[model_loader_pb2.UnloadResponse]:
+        try:
+            async for response in self._keeper.unload(request.model, request.worker_id, request.force):
+                yield response
+        except FleetError as error:
+            await abort(context, error)
+
+    async def ListResidency(
+        self, request: model_loader_pb2.ListResidencyRequest, context: _Context
+    ) -> model_loader_pb2.ListResidencyResponse:
+        del request, context
+        return model_loader_pb2.ListResidencyResponse(models=self._keeper.residencies())
+
+    async def Pin(
+        self, request: model_loader_pb2.PinRequest, context: _Context
+    ) -> model_loader_pb2.PinResponse:
+        try:
+            self._keeper.spec(request.model)
+        except FleetError as error:
+            await abort(context, error)
+        self._history.pin(request.model, request.pinned)
+        return model_loader_pb2.PinResponse(pinned=request.pinned)
+
+    def _store(self) -> HistoryKeeper | None:
+        settings = self._settings
+        if not settings.store:
+            return None
+        return HistoryKeeper(RedisStore(settings.store, settings.store_timeout_s), self._history)
+
+    def _read_catalog(self) -> CatalogFile:
+        try:
+            path = self._settings.catalog or default_path()
+            file = CatalogFile(path, self._settings.catalog_poll_s, self._catalog_read)
+            file.start()
+        except CatalogError as error:
+            raise StartupError(str(error)) from error
+        return file
+
+    def _catalog_read(self, catalog: Catalog) -> None:
+        """A good catalog, the first or a changed one."""
+        specs = catalog.specs()
+        revision = self._history.catalog(catalog.digest)
+        log.info("catalog", models=[spec.name for spec in specs], revision=revision)
+        self._keeper.specs = {spec.name: spec for spec in specs}
+        self._keeper.residency.catalog(entry.entry() for entry in catalog.entries)
+        self._catalog = model_loader_pb2.WatchCatalogResponse(models=specs, revision=revision)
+        self._catalog_changes.notify()

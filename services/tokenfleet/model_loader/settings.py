@@ -1,0 +1,47 @@
+"""What the model-loader can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from tokenfleet.runtime.settings import ServiceSettings, Targets, split_address
+
+STORE_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+class ModelLoaderSettings(ServiceSettings):
+    """Durations in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TOKENFLEET_MODEL_LOADER_")
+
+    listen: str = Field("127.0.0.1:8085", description="host:port of the gRPC server; port 0: a free one")
+    catalog: Path | None = Field(
+        None, description="the catalog, YAML; none: the one that comes with tokenfleet"
+    )
+    catalog_poll_s: float = Field(5.0, gt=0, description="how often to look whether the catalog file changed")
+    workers: Targets = Field(default_factory=list, description="host:port of the workers")
+    store: str = Field(
+        "",
+        description="Redis protocol: redis://host:port/0 or unix:///path; empty: keep no history",
+    )
+    store_timeout_s: float = Field(1.0, gt=0, description="longest wait for an answer of the store")
+    no_worker_timeout_s: float = Field(
+        30.0, ge=0, description="how long a worker that went away is expected back, and waited for"
+    )
+
+    @field_validator("workers")
+    @classmethod
+    def _addresses(cls, workers: list[str]) -> list[str]:
+        for target in workers:
+            split_address(target)
+        return list(dict.fromkeys(workers))
+
+    @field_validator("store")
+    @classmethod
+    def _known_scheme(cls, store: str) -> str:
+        if store and not store.startswith(STORE_SCHEMES):
+            raise ValueError("write redis://host:port/0 or unix:///path/to/socket")
+        return store
