@@ -1,0 +1,1 @@
+"""Engines: one module or package each behind the small protocol in `base`, imported only when used."""

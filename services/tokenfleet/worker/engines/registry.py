@@ -1,0 +1,34 @@
+"""Engines by name, imported when a model first wants one: a worker that simulates loads no llama.cpp."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from tokenfleet.runtime.errors import FleetError
+from tokenfleet.v1 import common_pb2
+from tokenfleet.worker.engines.base import EngineFactory
+
+ENGINES = {
+    "llamacpp": "tokenfleet.worker.engines.llamacpp.engine:LlamaCppEngine",
+    "sim": "tokenfleet.worker.engines.sim:SimEngine",
+}
+
+
+def engine_factory(name: str) -> EngineFactory:
+    """Raises FleetError when there is no such engine, or what it needs is not installed."""
+    target = ENGINES.get(name)
+    if target is None:
+        raise FleetError(
+            common_pb2.REASON_UNSUPPORTED,
+            f"there is no engine {name!r}; known: {', '.join(sorted(ENGINES))}",
+            field="engine",
+        )
+    module, _, attribute = target.partition(":")
+    try:
+        return cast(EngineFactory, getattr(importlib.import_module(module), attribute))
+    except ImportError as error:
+        raise FleetError(
+            common_pb2.REASON_LOAD_FAILED,
+            f"engine {name} is not installed here ({error}): pip install 'tokenfleet[worker-{name}]'",
+        ) from error

@@ -1,0 +1,48 @@
+"""What the machine below the worker has to offer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from tokenfleet.v1 import worker_pb2
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def memory_limit_bytes(cgroup_limit: Path = _CGROUP_LIMIT) -> int:
+    """The container's memory limit, or all of the machine's memory where there is none."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = cgroup_limit.read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+class Device:
+    """The device that engines of this worker run on. A reading serves for `LIFE_S`: it costs system calls."""
+
+    LIFE_S = 1.0
+
+    def __init__(self) -> None:
+        self._reading = worker_pb2.Accelerator()
+        self._read_at = float("-inf")
+
+    def accelerator(self, now: float) -> worker_pb2.Accelerator:
+        if now - self._read_at >= self.LIFE_S:
+            self._read_at = now
+            self._reading = _read()
+        return self._reading
+
+
+def _read() -> worker_pb2.Accelerator:
+    memory = psutil.virtual_memory()
+    return worker_pb2.Accelerator(
+        kind="cpu",
+        count=psutil.cpu_count() or 1,
+        memory_total_bytes=memory.total,
+        memory_used_bytes=memory.total - memory.available,
+        utilization_ratio=psutil.cpu_percent() / 100,
+    )

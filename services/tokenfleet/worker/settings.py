@@ -1,0 +1,52 @@
+"""What a worker can be told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import SettingsConfigDict
+
+from tokenfleet.runtime.models import default_cache_dir
+from tokenfleet.runtime.settings import ServiceSettings, Targets
+from tokenfleet.worker.engines.registry import ENGINES
+
+
+def _known_engines(names: list[str]) -> list[str]:
+    if not names:
+        raise ValueError(f"name at least one engine of {', '.join(sorted(ENGINES))}")
+    for name in names:
+        if name not in ENGINES:
+            raise ValueError(f"unknown engine {name!r}; known: {', '.join(sorted(ENGINES))}")
+    return names
+
+
+class WorkerSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="TOKENFLEET_WORKER_", extra="forbid", cli_kebab_case=True)
+
+    name: str = Field(default_factory=socket.gethostname, description="stable name across restarts")
+    zone: str = Field("", description="where this worker runs, for routing by zone")
+    engines: Annotated[Targets, AfterValidator(_known_engines)] = Field(
+        ["llamacpp", "sim"], description="engines that this worker can host, comma separated"
+    )
+    memory_bytes: int = Field(0, ge=0, description="for weights and KV; 0: all this process may use")
+    threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: half of the CPUs it may use")
+    cache_dir: Path = Field(default_factory=default_cache_dir, description="model files on this node")
+    coalesce_ms: float = Field(5.0, ge=0, le=100, description="how long a sparse step may wait for others")
+    stuck_s: float = Field(5.0, gt=0, description="a gateway that takes nothing for so long is disconnected")
+    queue_limit: int = Field(4096, ge=1, description="sequences held at once; more are refused")
+    canary_timeout_s: float = Field(120.0, gt=0, description="time for a new engine's first token")
+
+    @property
+    def engine_threads(self) -> int:
+        return self.threads or max(1, available_cpus() // 2)
+
+
+def available_cpus() -> int:
+    """CPUs this process may run on; a container's quota is the engine's operator's to state."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

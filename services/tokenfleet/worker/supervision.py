@@ -1,0 +1,58 @@
+"""An engine's voice in the worker: its steps go to the dispatcher, its deaths and returns to the world."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tokenfleet.runtime.errors import FleetError
+from tokenfleet.runtime.telemetry import get_logger
+from tokenfleet.worker.dispatcher import Dispatcher
+from tokenfleet.worker.resident import Resident, State
+
+log = get_logger(__name__)
+
+
+class EngineSink:
+    """The `Sink` of one resident model. A restarted engine proves itself by a canary before it is used."""
+
+    def __init__(
+        self,
+        resident: Resident,
+        dispatcher: Dispatcher,
+        canary_timeout_s: float,
+        changed: Callable[[], None],
+        restarted: Callable[[str], None],
+    ) -> None:
+        self.step = dispatcher.step
+        self._resident = resident
+        self._dispatcher = dispatcher
+        self._canary_timeout_s = canary_timeout_s
+        self._changed = changed
+        self._restarted = restarted
+        self._proving: asyncio.Task[None] | None = None
+
+    def engine_down(self, cause: str, failure: FleetError) -> None:
+        log.warning("engine died", model=self._resident.name, cause=cause, detail=failure.message)
+        self._restarted(cause)
+        if self._resident.state == State.STATE_READY:
+            self._resident.state = State.STATE_LOADING
+            self._resident.failure = failure
+            self._changed()
+
+    def engine_up(self) -> None:
+        self._proving = asyncio.create_task(self._prove())
+
+    async def _prove(self) -> None:
+        resident = self._resident
+        try:
+            await self._dispatcher.canary(resident, self._canary_timeout_s)
+        except FleetError as error:
+            log.warning("restarted engine failed its canary", model=resident.name, detail=error.message)
+            if resident.engine is not None:
+                resident.engine.restart("canary")
+            return
+        if resident.state == State.STATE_LOADING:
+            resident.state, resident.failure = State.STATE_READY, None
+            log.info("engine restarted", model=resident.name)
+            self._changed()
