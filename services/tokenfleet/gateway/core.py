@@ -1,0 +1,139 @@
+"""What every protocol of the gateway stands on: from text to a prepared generation, and running it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from tokenfleet.gateway.generator import Generator
+from tokenfleet.gateway.metrics import GatewayMetrics
+from tokenfleet.gateway.sequence import Generation, Sequence
+from tokenfleet.gateway.settings import GatewaySettings
+from tokenfleet.gateway.tokenizer_pool import TokenizerPool, failure_if_too_long
+from tokenfleet.gateway.write_batch import WriteBatch
+from tokenfleet.runtime.catalog import CatalogWatch
+from tokenfleet.runtime.errors import FleetError
+from tokenfleet.v1 import common_pb2 as pb
+from tokenfleet.v1 import tokenizer_pb2
+
+
+@dataclass(slots=True, frozen=True)
+class Order:
+    """What a client asked for, independent of the protocol it used."""
+
+    request_id: str
+    model: str
+    sampling: pb.SamplingParams
+    budget: int | None  # tokens; None: what the context leaves
+    deadline: float  # on the event loop's clock
+    tenant: str = "default"
+    priority: pb.Priority.ValueType = pb.PRIORITY_STANDARD
+
+
+@dataclass(slots=True, frozen=True)
+class Prompt:
+    """One prompt still to be tokenized; prompts of equal affinity go to one tokenizer."""
+
+    job: tokenizer_pb2.EncodeJob
+    affinity: str
+
+
+class Gateway:
+    """The services behind the gateway, and the two steps of a request."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        catalog: CatalogWatch,
+        tokenizers: TokenizerPool,
+        generator: Generator,
+        metrics: GatewayMetrics,
+        writes: WriteBatch,
+    ) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self.metrics = metrics
+        self.writes = writes
+        self._tokenizers = tokenizers
+        self._generator = generator
+
+    async def prepare(self, order: Order, prompt: Prompt) -> tuple[Generation, int]:
+        """The tokenized prompt and its budget in tokens. Raises FleetError when it cannot be served."""
+        spec = self.catalog.get(order.model)
+        encoded = await self._encode(order, prompt)
+        count = len(encoded.token_ids)
+        too_long = failure_if_too_long(count, order.budget, spec.context_length)
+        if too_long is not None:
+            raise too_long
+        self.metrics.prompt_tokens += count
+        generation = Generation(
+            context=prompt.job.context,
+            model=order.model,
+            sampling=order.sampling,
+            deadline=order.deadline,
+            encoded=encoded,
+            prompt_tokens=count,
+            features=_required_features(order.sampling),
+        )
+        return generation, order.budget or spec.context_length - count
+
+    async def count(self, order: Order, prompt: Prompt) -> int:
+        """The prompt's length in tokens. Raises FleetError when it cannot be tokenized."""
+        self.catalog.get(order.model)
+        return (await self._encode(order, prompt)).token_count
+
+    async def tokenize(self, order: Order, prompt: Prompt) -> SequenceOf[int]:
+        """The prompt's token ids. Raises FleetError when it cannot be tokenized."""
+        self.catalog.get(order.model)
+        return (await self._encode(order, prompt)).token_ids
+
+    async def detokenize(self, model: str, token_ids: SequenceOf[int], timeout_s: float) -> str:
+        """The text of token ids. Raises FleetError when they are none of the model's."""
+        self.catalog.get(model)
+        return await self._tokenizers.decode(model, token_ids, timeout_s)
+
+    async def run(
+        self, sequences: SequenceOf[Sequence], finished: Callable[[Sequence], None] = lambda _: None
+    ) -> None:
+        """All answers of one request, `finished` called with each; the first failure ends the others."""
+        if len(sequences) == 1:
+            await self._generator.run(sequences[0])
+            finished(sequences[0])
+            return
+
+        async def run(sequence: Sequence) -> None:
+            await self._generator.run(sequence)
+            finished(sequence)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for sequence in sequences:
+                    group.create_task(run(sequence))
+        except* FleetError as failures:
+            raise failures.exceptions[0] from failures
+
+    async def _encode(self, order: Order, prompt: Prompt) -> tokenizer_pb2.EncodeResult:
+        now = asyncio.get_running_loop().time()
+        job = prompt.job
+        job.model = order.model
+        context = job.context
+        context.request_id = order.request_id
+        context.tenant = order.tenant
+        context.priority = order.priority
+        context.client_zone = self.settings.zone
+        context.deadline_ms = max(1, round((order.deadline - now) * 1000))
+        return await self._tokenizers.encode(job, order.tenant + prompt.affinity)
+
+
+def _required_features(sampling: pb.SamplingParams) -> list[str]:
+    """What only some engines can do, by the names under which workers publish it."""
+    features = []
+    if sampling.HasField("logprobs"):
+        features.append("logprobs")
+    if sampling.json_schema:
+        features.append("json_schema")
+    if sampling.min_tokens:
+        features.append("min_tokens")
+    return features

@@ -1,0 +1,103 @@
+"""The bytes of a streamed answer: everything but the text is laid down once per request.
+
+A frame is `data: {…"content":<text>…}` and an empty line, inside one HTTP chunk. Only the text differs
+between the frames of a stream, so a token costs one JSON string, one join and one write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from tokenfleet.v1 import common_pb2 as pb
+
+DONE = b"data: [DONE]\n\n"
+
+FINISH_NAMES: dict[int, str] = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+}
+
+_dumps = orjson.dumps
+# The few different endings there are, shared by all streams so that they stay in the cache.
+_ENDINGS: dict[bytes, bytes] = {}
+_HEADS = [b"%x\r\n" % size for size in range(4096)]
+
+
+# What stands before the text, what stands behind it and ends the chunk, and the size of both in the chunk.
+Mould = tuple[bytes, bytes, int]
+
+
+def cast(mould: Mould, text: str) -> bytes:
+    """A text frame as an HTTP chunk: the hot path."""
+    head, tail, around = mould
+    payload = _dumps(text)
+    size = around + len(payload)
+    return b"".join((_HEADS[size] if size < 4096 else b"%x\r\n" % size, head, payload, tail))
+
+
+def chunk(body: bytes) -> bytes:
+    """The body as one chunk of HTTP's chunked encoding."""
+    size = len(body)
+    return (_HEADS[size] if size < 4096 else b"%x\r\n" % size) + body + b"\r\n"
+
+
+def event(value: Any) -> bytes:
+    """One server-sent event with a JSON payload."""
+    return b"data: " + orjson.dumps(value) + b"\n\n"
+
+
+class ChunkStyle:
+    """How one request's frames look; `chat` or plain completion."""
+
+    def __init__(self, *, chat: bool, answer_id: str, created: int, model: str, usage: bool) -> None:
+        self._chat = chat
+        self._usage = usage
+        self._base: dict[str, Any] = {
+            "id": answer_id,
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": created,
+            "model": model,
+        }
+
+    def mould(self, index: int) -> Mould:
+        """What stands around the text in the frames of answer `index`."""
+        whole = self._event([self._choice(index, "\0")])
+        head, tail = whole.split(b'"\\u0000"')
+        ending = tail + b"\r\n"
+        return head, _ENDINGS.setdefault(ending, ending), len(head) + len(tail)
+
+    def frame_with_ids(self, index: int, text: str, ids: Sequence[int]) -> bytes:
+        """A text frame that also carries the token ids, for clients that asked for them."""
+        return self.frame_with(index, text, {"token_ids": list(ids)})
+
+    def frame_with(self, index: int, text: str, extra: dict[str, Any]) -> bytes:
+        """A text frame with more in it."""
+        return chunk(self._event([self._choice(index, text) | extra]))
+
+    def opening(self, index: int) -> bytes:
+        """The chat protocol's first frame, which only names the role."""
+        if not self._chat:
+            return b""
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return chunk(self._event([choice]))
+
+    def finish(self, index: int, reason: int) -> bytes:
+        choice = self._choice(index, "") | {"finish_reason": FINISH_NAMES.get(reason, "stop")}
+        if self._chat:
+            choice["delta"] = {}
+        return chunk(self._event([choice]))
+
+    def usage(self, usage: dict[str, Any], extra: dict[str, Any]) -> bytes:
+        """The frame behind the last one, without choices."""
+        return chunk(event(self._base | {"choices": [], "usage": usage} | extra))
+
+    def _choice(self, index: int, text: str) -> dict[str, Any]:
+        content = {"delta": {"content": text}} if self._chat else {"text": text}
+        return {"index": index, **content, "logprobs": None, "finish_reason": None}
+
+    def _event(self, choices: list[dict[str, Any]]) -> bytes:
+        return event(self._base | {"choices": choices} | ({"usage": None} if self._usage else {}))

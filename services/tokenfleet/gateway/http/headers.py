@@ -1,0 +1,105 @@
+"""The request headers that mean something here, and what they mean."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from tokenfleet.gateway.http.errors import invalid
+
+FIELDS_KEY = "tokenfleet.fields"
+
+CONTENT_ENCODING = b"content-encoding"
+CONTENT_LENGTH = b"content-length"
+EXPECT = b"expect"
+ORIGIN = b"origin"
+REQUEST_ID = b"x-request-id"
+REQUEST_TIMEOUT = b"x-request-timeout"
+
+MAX_REQUEST_ID_CHARS = 128
+MAX_AGE_S = 600
+ALLOWED_HEADERS = b"authorization, content-type, x-request-id, x-request-timeout"
+
+Headers = list[tuple[bytes, bytes]]
+Fields = Mapping[bytes, bytes]  # headers by name, in lower case
+
+
+def request_id(fields: Fields, prefix: str) -> str:
+    """The client's X-Request-Id where it is printable and short, otherwise a new one."""
+    given = fields.get(REQUEST_ID)
+    if given is not None and 0 < len(given) <= MAX_REQUEST_ID_CHARS and given.isascii():
+        text = given.decode("ascii")
+        if text.isprintable():
+            return text
+    return f"{prefix}-{random.getrandbits(128):032x}"
+
+
+def request_timeout_s(fields: Fields, maximum: float) -> float:
+    """The client's X-Request-Timeout, which can only lower the maximum. Raises FleetError when it is none."""
+    given = fields.get(REQUEST_TIMEOUT)
+    if given is None:
+        return maximum
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise invalid(
+            "X-Request-Timeout",
+            f"X-Request-Timeout: {given[:32].decode('latin-1')!r} is no number of seconds above 0",
+        )
+    return min(seconds, maximum)
+
+
+class Origins:
+    """Which web pages a browser may let read the answers.
+
+    Anybody's page could otherwise use a fleet that its visitor can reach, so by default only pages of the
+    same machine may. Clients that are no browsers send no Origin and are not concerned.
+    """
+
+    def __init__(self, allowed: Sequence[str] = ()) -> None:
+        self._allowed = frozenset(allowed)
+        self._all = "*" in self._allowed
+
+    def allow(self, origin: bytes) -> bool:
+        if self._all:
+            return True
+        text = origin.decode("latin-1")
+        return text in self._allowed or _host(text) in self._allowed
+
+    def headers(self, fields: Fields) -> Headers:
+        """What lets the page read the response; nothing for other clients."""
+        origin = fields.get(ORIGIN)
+        if origin is None or not self.allow(origin):
+            return []
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+            (b"vary", b"origin"),
+        ]
+
+    def preflight(self, fields: Fields) -> Headers:
+        """The answer to a browser that asks before it sends; nothing when the page may not."""
+        headers = self.headers(fields)
+        if not headers:
+            return []
+        return [
+            *headers,
+            (b"access-control-allow-methods", b"GET, POST"),
+            (
+                b"access-control-allow-headers",
+                b"authorization, content-type, x-request-id, x-request-timeout",
+            ),
+            (b"access-control-max-age", b"%d" % MAX_AGE_S),
+        ]
+
+
+def _host(origin: str) -> str:
+    try:
+        host = urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,242 @@
+"""Where answers go: into one JSON body, or frame by frame to the client's socket.
+
+The streaming sink writes from the step handler straight to the transport. A client that does not keep up gets
+its text merged into larger frames; one whose unsent text outgrows the buffer is disconnected with a typed
+event, because nothing it does may grow the gateway's memory or slow another client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tokenfleet.gateway.http.chunks import ChunkStyle, cast, chunk
+from tokenfleet.gateway.http.connection import Connection
+from tokenfleet.gateway.http.logprobs import Logprobs
+from tokenfleet.gateway.write_batch import WriteBatch
+from tokenfleet.runtime.errors import FleetError
+from tokenfleet.v1 import common_pb2 as pb
+from tokenfleet.v1 import worker_pb2
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class WholeSink:
+    """Collects the answers of a request that wants them in one piece."""
+
+    def __init__(self, choices: int, logprobs: Logprobs | None = None) -> None:
+        self._texts: list[list[str]] = [[] for _ in range(choices)]
+        self._logprobs = logprobs
+
+    async def open(self) -> None:
+        pass
+
+    def delta(self, index: int, text: str, ids: list[int]) -> None:
+        del ids
+        self._texts[index].append(text)
+
+    def logprobs(self, index: int, entry: worker_pb2.TokenLogprobs) -> None:
+        if self._logprobs is not None:
+            self._logprobs.add(index, entry)
+
+    def loading(self, progress: pb.LoadProgress) -> None:
+        """Nothing can be said before the response begins."""
+
+    def text(self, index: int) -> str:
+        return "".join(self._texts[index])
+
+
+class StreamSink:
+    """Server-sent events on one connection.
+
+    A token touches few objects here, since with hundreds of streams each of them is a cache miss.
+    """
+
+    __slots__ = (
+        "_add",
+        "_buffer_bytes",
+        "_choices",
+        "_connection",
+        "_flow",
+        "_headers",
+        "_held",
+        "_held_chars",
+        "_moulds",
+        "_on_slow",
+        "_opener",
+        "_opening",
+        "_send",
+        "_started",
+        "_style",
+        "_transport",
+        "_with_ids",
+        "_write",
+    )
+
+    def __init__(
+        self,
+        send: Send,
+        connection: Connection,
+        style: ChunkStyle,
+        writes: WriteBatch,
+        *,
+        headers: list[tuple[bytes, bytes]],
+        choices: int,
+        with_ids: bool,
+        buffer_bytes: int,
+        on_slow: Callable[[FleetError], None],
+    ) -> None:
+        self._send = send
+        self._connection = connection
+        self._style = style
+        self._headers = headers
+        self._choices = choices
+        self._with_ids = with_ids
+        self._buffer_bytes = buffer_bytes
+        self._on_slow = on_slow
+        self._opening = self._started = False
+        self._opener: asyncio.Future[None] | None = None
+        self._held: dict[int, tuple[list[str], list[int]]] = {}
+        self._held_chars = 0
+        self._transport = connection.corked.raw
+        self._write = connection.corked.write
+        self._add = writes.add
+        self._flow = connection.flow
+        self._moulds = [style.mould(index) for index in range(choices)]
+
+    @property
+    def started(self) -> bool:
+        """Whether the response has begun, so that errors can no longer change its status."""
+        return self._opening
+
+    def open_while_waiting(self) -> None:
+        """Begins the response although no worker was found yet, so that progress can be shown."""
+        if not self._opening:
+            self._opener = asyncio.ensure_future(self.open())
+
+    async def open(self) -> None:
+        """Sends headers and the opening frames, once."""
+        if self._opening:
+            return
+        self._opening = True
+        with self._connection.corked:
+            headers = _HEADERS + self._headers
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            opening = b"".join([self._style.opening(index) for index in range(self._choices)])
+            if opening:
+                self._connection.corked.write(opening)
+        self._started = True
+        self.flush()
+
+    def delta(self, index: int, text: str, ids: list[int]) -> None:
+        if self._held or not self._started or self._flow.write_paused:
+            self._hold(index, text, ids)
+        elif self._with_ids:
+            self._add((self._transport, self._style.frame_with_ids(index, text, ids)))
+        elif text:
+            self._add((self._transport, cast(self._moulds[index], text)))
+
+    def logprobs(self, index: int, entry: worker_pb2.TokenLogprobs) -> None:
+        """Nobody asked: streams with log probabilities have a sink of their own."""
+
+    def loading(self, progress: pb.LoadProgress) -> None:
+        """An SSE comment: clients ignore it, people with curl read it."""
+        if not self._started or self._connection.flow.write_paused:
+            return
+        stage = pb.LoadProgress.Stage.Name(progress.stage).removeprefix("STAGE_").lower().replace("_", " ")
+        done = f" {100 * progress.bytes_done // progress.bytes_total} %" if progress.bytes_total else ""
+        self._write(chunk(f": {progress.model}: {stage}{done}\n\n".encode()))
+
+    async def finish(self, frames: bytes) -> None:
+        """The frames that end the answer, and the end of the response; what was held goes first."""
+        self.flush()
+        with self._connection.corked:
+            self._connection.corked.write(frames)
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def flush(self) -> None:
+        """Writes what was held back, one frame per answer."""
+        if not self._started:
+            return
+        held, self._held, self._held_chars = self._held, {}, 0
+        for index, (texts, ids) in held.items():
+            text = "".join(texts)
+            if self._with_ids:
+                self._write(self._style.frame_with_ids(index, text, ids))
+            elif text:
+                self._write(cast(self._moulds[index], text))
+
+    def _hold(self, index: int, text: str, ids: list[int]) -> None:
+        texts, collected = self._held.setdefault(index, ([], []))
+        texts.append(text)
+        if self._with_ids:
+            collected += ids
+        self._held_chars += len(text) + (8 * len(ids) if self._with_ids else 0)
+        if self._held_chars > self._buffer_bytes:
+            self._on_slow(
+                FleetError(
+                    pb.REASON_SLOW_CONSUMER,
+                    f"more than {self._buffer_bytes} bytes wait for this client: read faster",
+                )
+            )
+
+
+class Interruption:
+    """The one way a request is stopped from outside: its task is cancelled, and here is why.
+
+    Watches the request's connection, so that a client that left frees its blocks at once.
+    """
+
+    def __init__(self, connection: Connection | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._connection = connection
+        self.cause: FleetError | None = None
+        self.on_writable: Callable[[], None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Interruption:
+        if self._connection is not None:
+            self._connection.watcher = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection is not None:
+            self._connection.watcher = None
+        if self._expiry is not None:
+            self._expiry.cancel()
+        # Without these the request's objects hold each other and wait for the garbage collector.
+        self._connection = self._expiry = self.on_writable = None
+
+    def expire_at(self, deadline: float, seconds: float) -> None:
+        self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire, seconds)
+
+    def stop(self, cause: FleetError) -> None:
+        if self.cause is None:
+            self.cause = cause
+            self._task.cancel()
+
+    def _expire(self, seconds: float) -> None:
+        message = f"not done within {seconds:g} s: raise the timeout or ask for less"
+        self.stop(FleetError(pb.REASON_DEADLINE_EXCEEDED, message))
+
+    def gone(self) -> None:
+        self.stop(FleetError(pb.REASON_CANCELLED, "the client closed the connection"))
+
+    def writable(self) -> None:
+        if self.on_writable is not None:
+            self.on_writable()
+
+    def resolve(self) -> FleetError | None:
+        """Inside `except CancelledError`: the cause, if it was this interruption that cancelled."""
+        if self.cause is not None:
+            self._task.uncancel()
+        return self.cause
