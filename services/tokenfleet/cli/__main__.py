@@ -1,0 +1,5 @@
+"""`python -m tokenfleet.cli`"""
+
+from tokenfleet.cli import main
+
+main()
