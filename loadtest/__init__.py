@@ -1,0 +1,1 @@
+"""Load against a fleet: what locust scenarios and benchmarks generate it with."""
