@@ -1,0 +1,50 @@
+"""Fleets with simulated engines of known speed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.e2e.catalogs import simulated, write_catalog
+from tests.e2e.streams import chat
+from tokenfleet.cli.local_fleet import FleetSpec, LocalFleet
+
+
+@asynccontextmanager
+async def sim_fleet(
+    path: Path, *, workers: int = 3, itl_ms: int = 25, **spec: Any
+) -> AsyncIterator[LocalFleet]:
+    """A fleet whose warm model `sim` answers exactly every `itl_ms`, and never ends by itself."""
+    engine = simulated(profile="fixed", ttft_ms=5, itl_ms=itl_ms, max_sequences=256, mean_output_tokens=0)
+    described = FleetSpec(
+        state_dir=path / "state",
+        workers=workers,
+        tokenizers=1,
+        zones=("zone-a", "zone-b", "zone-c"),
+        engines=("sim",),
+        catalog=write_catalog(path / "catalog.yaml", engine),
+        grace_s=3,
+        **spec,
+    )
+    async with LocalFleet(described) as fleet:
+        await until_served(fleet, "sim")
+        yield fleet
+
+
+async def until_served(fleet: LocalFleet, model: str, patience_s: float = 120) -> None:
+    """Waits until the model answers."""
+    async with asyncio.timeout(patience_s):
+        while (answer := await chat(fleet.http_url, model, "are you there?", 1)).error:
+            await asyncio.sleep(0.1)
+    assert answer.done
+
+
+async def scrape(url: str, name: str) -> float:
+    """The sum over a metric's samples, 0 when it has none."""
+    async with httpx.AsyncClient() as client:
+        lines = (await client.get(url)).text.splitlines()
+    samples = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+    return sum(float(line.rpartition(" ")[2]) for line in samples)

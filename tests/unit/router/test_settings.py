@@ -1,0 +1,37 @@
+"""A setting that cannot be meant is refused by name."""
+
+import pytest
+
+from tokenfleet.router.settings import RouterSettings
+from tokenfleet.router.worker_watch import sample_interval_ms
+from tokenfleet.runtime.settings import load_settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaints"),
+    [
+        (["--policy", "luckiest"], ["policy", "least_loaded"]),
+        (["--workers", "nowhere"], ["workers", "host:port"]),
+        (["--queue-limit", "-1"], ["queue_limit", "greater than or equal to 0"]),
+        (["--engine-queue-ratio", "9"], ["engine_queue_ratio"]),
+    ],
+)
+def test_bad_settings_are_named(
+    flags: list[str], complaints: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings(RouterSettings, flags)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert all(complaint in told for complaint in complaints), told
+
+
+def test_a_worker_named_twice_is_watched_once() -> None:
+    settings = load_settings(RouterSettings, ["--workers", "a:1,b:2,a:1"])
+    assert settings.workers == ["a:1", "b:2"]
+
+
+def test_the_sampling_interval_widens_with_the_fleet() -> None:
+    assert sample_interval_ms(2) == 50
+    # 75 µs a sample: at most 15 % of a core
+    assert 1000 * (1000 / sample_interval_ms(1000)) * 75e-6 <= 0.15

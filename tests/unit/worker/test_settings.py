@@ -1,0 +1,32 @@
+"""What a worker is told is checked when it starts."""
+
+from pathlib import Path
+
+import pytest
+
+from tokenfleet.runtime.settings import load_settings
+from tokenfleet.worker.machine import memory_limit_bytes
+from tokenfleet.worker.settings import WorkerSettings
+
+
+def test_flags_become_settings() -> None:
+    settings = load_settings(WorkerSettings, ["--engines", "sim,llamacpp", "--threads", "3", "--zone", "z"])
+    assert settings.engines == ["sim", "llamacpp"]
+    assert (settings.engine_threads, settings.zone) == (3, "z")
+
+
+def test_an_unknown_engine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(WorkerSettings, ["--engines", "sim,llama"])
+    error = capsys.readouterr().err
+    assert "llama" in error
+    assert "llamacpp, sim" in error
+    assert "TOKENFLEET_WORKER_ENGINES" in error
+
+
+@pytest.mark.parametrize(("content", "expected"), [("4096\n", 4096), ("max\n", None)])
+def test_a_container_s_limit_counts(tmp_path: Path, content: str, expected: int | None) -> None:
+    file = tmp_path / "memory.max"
+    file.write_text(content)
+    everything = memory_limit_bytes(file.with_name("missing"))
+    assert memory_limit_bytes(file) == (expected or everything)
