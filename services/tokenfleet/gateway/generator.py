@@ -77,7 +77,7 @@ class Generator:
         ask = _ask(sequence)
         placement = await self._router.place(ask, lambda waiting: _report(sequence, waiting))
         sequence.attempts.append(Attempt(placement.worker_id, len(sequence.ids)))
-        sequence.first_token_at = 0.0
+        sequence.first_token_at = sequence.last_token_at = 0.0
         release = router_pb2.Release(ask_id=ask.ask_id, outcome=router_pb2.Release.OUTCOME_CANCELLED)
         try:
             await sequence.sink.open()

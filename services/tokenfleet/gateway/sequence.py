@@ -11,6 +11,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tokenfleet.gateway.lanes import Lane
 from tokenfleet.v1 import common_pb2 as pb
 from tokenfleet.v1 import router_pb2, tokenizer_pb2, worker_pb2
 
@@ -77,28 +78,15 @@ class Sequence:
     finish_reason: int = 0
     submitted_at: float = 0.0
     first_token_at: float = 0.0  # of this attempt
-    last_token_at: float = 0.0
+    last_token_at: float = 0.0  # of this attempt
     slot: int = -1
+    lane: Lane | None = None  # set while plain text need not pass by the sink
     ended: asyncio.Future[worker_pb2.Terminal] | None = None
 
     @property
     def left(self) -> int:
         """Tokens still to generate; 0 when only the worker's last word is missing."""
         return max(0, self.budget - len(self.ids))
-
-    def deliver(self, text: str, ids: list[int], now: float) -> float:
-        """Takes one delta; answers the time since the one before, 0 for an attempt's first."""
-        self.ids += ids
-        if self.first_token_at:
-            gap = now - self.last_token_at
-        else:
-            self.first_token_at = now
-            gap = 0.0
-        self.last_token_at = now
-        if text:
-            self.emitted_chars += len(text)
-        self.sink.delta(self.index, text, ids)
-        return gap
 
     def end(self, terminal: worker_pb2.Terminal) -> None:
         if self.ended is not None and not self.ended.done():

@@ -1,7 +1,8 @@
 """The gateway's end of the stream that carries all its sequences on one worker.
 
-One `StepOutputs` brings the tokens of many sequences; the loop over it is the hottest code of the fleet. It
-calls each sequence directly: no queue, no task, no await between a worker's message and the client's socket.
+One `StepOutputs` brings the tokens of many sequences; the loop over it is the hottest code of the fleet.
+There is no queue, no task and no await between a worker's message and the client's socket, and for plain text
+not even a call.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
+from tokenfleet.gateway.lanes import MOST_SHORT, SIZE_LINES, dumps, size_line
 from tokenfleet.gateway.metrics import GatewayMetrics
 from tokenfleet.gateway.sequence import Sequence
 from tokenfleet.gateway.write_batch import WriteBatch
@@ -44,7 +46,7 @@ class WorkerLink:
         """Starts the sequence's current attempt; its `ended` future gets the terminal record."""
         sequence.slot = self._take_slot(sequence)
         sequence.submitted_at = self._loop.time()
-        sequence.first_token_at = 0.0
+        sequence.first_token_at = sequence.last_token_at = 0.0
         submit = sequence.submit(placement, sequence.submitted_at)
         if len(submit.token_ids) <= CHUNK_IDS:
             self._queued().submits.append(submit)
@@ -72,10 +74,16 @@ class WorkerLink:
         self._link.close()
 
     def received(self, messages: SequenceOf[worker_pb2.ServeResponse]) -> None:
-        if len(messages) == 1:
-            self._take_step(messages[0].step)
-        else:
-            self._take_step(_merge([message.step for message in messages]))
+        steps = [message.step for message in messages]
+        if len(steps) > 1 and _overlap(steps):
+            steps = [_merge(steps)]
+        now = self._loop.time()
+        for step in steps:
+            self._take_deltas(step, now)
+        self._writes.flush()
+        for step in steps:
+            for terminal in step.terminals:
+                self._take_terminal(terminal)
 
     def writable_again(self) -> None:
         """Nothing waits for it: what the gateway sends to workers is small and bounded by its requests."""
@@ -103,31 +111,51 @@ class WorkerLink:
         self._slots.append(sequence)
         return len(self._slots) - 1
 
-    def _take_step(self, step: worker_pb2.StepOutputs) -> None:
-        slots = self._slots
-        # a slice is a list made in C; iterating the message's own containers costs three times as much
-        ids = step.token_ids[:]
-        observe = self._metrics.inter_token_latency.observe
-        now = self._loop.time()
-        start = 0
+    def _take_deltas(self, step: worker_pb2.StepOutputs, now: float) -> None:
         if step.logprobs:
             self._take_logprobs(step.logprobs)
+        sequences, add, size_lines = self._slots, self._writes.add, SIZE_LINES
+        since: dict[float, int] = {}  # deltas by the time of the one before: a step has few such times
+        # a slice is a list made in C; iterating the message's own containers costs three times as much
+        ids = step.token_ids[:]
+        start = 0
         for slot, attempt, count, text in zip(
             step.slots[:], step.attempts[:], step.token_counts[:], step.texts[:], strict=True
         ):
             end = start + count
-            sequence = slots[slot]
-            if sequence is not None and sequence.attempt == attempt:
-                gap = sequence.deliver(text, ids[start:end], now)
-                if gap:
-                    observe(gap)
-                else:
-                    self._metrics.ttft.observe(now - sequence.submitted_at)
+            sequence = sequences[slot]
+            if sequence is None or sequence.attempt != attempt:
+                start = end
+                continue
+            last = sequence.last_token_at
+            sequence.last_token_at = now
+            if last:
+                since[last] = since.get(last, 0) + 1
+            else:
+                self._take_first(sequence, now)
+            if count == 1:
+                sequence.ids.append(ids[start])
+            else:
+                sequence.ids += ids[start:end]
+            lane = sequence.lane
+            if text:
+                sequence.emitted_chars += len(text)
+            if lane is None:
+                sequence.sink.delta(sequence.index, text, ids[start:end])
+            elif text:
+                transport, head, tail, around = lane
+                payload = dumps(text)
+                size = around + len(payload)
+                line = size_lines[size] if size < MOST_SHORT else size_line(size)
+                add((transport, b"".join((line, head, payload, tail))))
             start = end
-        self._writes.flush()
         self._metrics.completion_tokens += start
-        for terminal in step.terminals:
-            self._take_terminal(terminal)
+        for last, deltas in since.items():
+            self._metrics.inter_token_latency.observe(now - last, deltas)
+
+    def _take_first(self, sequence: Sequence, now: float) -> None:
+        sequence.first_token_at = now
+        self._metrics.ttft.observe(now - sequence.submitted_at)
 
     def _take_logprobs(self, entries: Iterable[worker_pb2.TokenLogprobs]) -> None:
         for entry in entries:
@@ -155,6 +183,17 @@ class WorkerLink:
         if self._outgoing is not None:
             outgoing, self._outgoing = self._outgoing, None
             self._link.send(outgoing)
+
+
+def _overlap(steps: SequenceOf[worker_pb2.StepOutputs]) -> bool:
+    """Whether some sequence has deltas in more than one of the steps."""
+    seen: set[int] = set()
+    for step in steps:
+        slots = step.slots[:]
+        if not seen.isdisjoint(slots):
+            return True
+        seen.update(slots)
+    return False
 
 
 def _merge(steps: SequenceOf[worker_pb2.StepOutputs]) -> worker_pb2.StepOutputs:

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from tokenfleet.gateway.lanes import Mould, size_line
 from tokenfleet.v1 import common_pb2 as pb
 
 DONE = b"data: [DONE]\n\n"
@@ -20,28 +21,13 @@ FINISH_NAMES: dict[int, str] = {
     pb.FINISH_REASON_LENGTH: "length",
 }
 
-_dumps = orjson.dumps
 # The few different endings there are, shared by all streams so that they stay in the cache.
 _ENDINGS: dict[bytes, bytes] = {}
-_HEADS = [b"%x\r\n" % size for size in range(4096)]
-
-
-# What stands before the text, what stands behind it and ends the chunk, and the size of both in the chunk.
-Mould = tuple[bytes, bytes, int]
-
-
-def cast(mould: Mould, text: str) -> bytes:
-    """A text frame as an HTTP chunk: the hot path."""
-    head, tail, around = mould
-    payload = _dumps(text)
-    size = around + len(payload)
-    return b"".join((_HEADS[size] if size < 4096 else b"%x\r\n" % size, head, payload, tail))
 
 
 def chunk(body: bytes) -> bytes:
     """The body as one chunk of HTTP's chunked encoding."""
-    size = len(body)
-    return (_HEADS[size] if size < 4096 else b"%x\r\n" % size) + body + b"\r\n"
+    return size_line(len(body)) + body + b"\r\n"
 
 
 def event(value: Any) -> bytes:

@@ -172,15 +172,17 @@ class Answer:
             buffer_bytes=self._gateway.settings.client_buffer_bytes,
             on_slow=self._interruption.stop,
         )
-        self._interruption.on_writable = sink.flush
+        self._interruption.on_writable, self._interruption.on_paused = sink.flush, sink.pause
         waking = asyncio.get_running_loop().call_later(
             self._gateway.settings.decision_wait_s, sink.open_while_waiting
         )
         sequences = sequences_of(prepared, choices, sink)
+        sink.serve(sequences)
         try:
             await self._gateway.run(sequences)
         finally:
             waking.cancel()
+            sink.serve(())
         frames = [style.finish(sequence.index, sequence.finish_reason) for sequence in sequences]
         if request.wants_usage:
             extra = provenance_of(sequences) if request.return_token_ids else {}

@@ -22,6 +22,9 @@ class Watcher(Protocol):
     def gone(self) -> None:
         """The client closed the connection."""
 
+    def paused(self) -> None:
+        """The client does not read; what is written now only takes up memory."""
+
     def writable(self) -> None:
         """The client read enough; writing may go on."""
 
@@ -41,6 +44,11 @@ class Connection(GuardedProtocol):
     @property
     def write_paused(self) -> bool:
         return self.flow.write_paused
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.watcher is not None:
+            self.watcher.paused()
 
     def resume_writing(self) -> None:
         super().resume_writing()

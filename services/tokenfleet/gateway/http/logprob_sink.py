@@ -15,6 +15,8 @@ ENTRY_BYTES = 64
 class LogprobStreamSink(StreamSink):
     """Each frame brings the log probabilities of its tokens."""
 
+    plain = False
+
     __slots__ = ("_logprobs",)
 
     def __init__(self, *arguments: Any, logprobs: Logprobs, **named: Any) -> None:

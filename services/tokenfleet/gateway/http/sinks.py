@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from collections.abc import Sequence as SequenceOf
 from typing import Any
 
-from tokenfleet.gateway.http.chunks import ChunkStyle, cast, chunk
+from tokenfleet.gateway.http.chunks import ChunkStyle, chunk
 from tokenfleet.gateway.http.connection import Connection
 from tokenfleet.gateway.http.logprobs import Logprobs
+from tokenfleet.gateway.lanes import cast
+from tokenfleet.gateway.sequence import Sequence
 from tokenfleet.gateway.write_batch import WriteBatch
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
@@ -56,8 +59,11 @@ class WholeSink:
 class StreamSink:
     """Server-sent events on one connection.
 
-    A token touches few objects here, since with hundreds of streams each of them is a cache miss.
+    While its client keeps up, the sequences that it serves have lanes and do not ask here at all.
     """
+
+    # Whether a token can be told by its text alone.
+    plain = True
 
     __slots__ = (
         "_add",
@@ -73,6 +79,7 @@ class StreamSink:
         "_opener",
         "_opening",
         "_send",
+        "_sequences",
         "_started",
         "_style",
         "_transport",
@@ -110,6 +117,12 @@ class StreamSink:
         self._add = writes.add
         self._flow = connection.flow
         self._moulds = [style.mould(index) for index in range(choices)]
+        self._sequences: SequenceOf[Sequence] = ()
+
+    def serve(self, sequences: SequenceOf[Sequence]) -> None:
+        """Whose answers these are. Sink and sequences hold each other until it serves none again."""
+        if self.plain and not self._with_ids:
+            self._sequences = sequences
 
     @property
     def started(self) -> bool:
@@ -162,7 +175,7 @@ class StreamSink:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def flush(self) -> None:
-        """Writes what was held back, one frame per answer."""
+        """Writes what was held back, one frame per answer, and lets what follows take the short way."""
         if not self._started:
             return
         held, self._held, self._held_chars = self._held, {}, 0
@@ -172,6 +185,14 @@ class StreamSink:
                 self._write(self._style.frame_with_ids(index, text, ids))
             elif text:
                 self._write(cast(self._moulds[index], text))
+        if not self._flow.write_paused:
+            for sequence in self._sequences:
+                sequence.lane = (self._transport, *self._moulds[sequence.index])
+
+    def pause(self) -> None:
+        """The client does not keep up: what comes from now on is held."""
+        for sequence in self._sequences:
+            sequence.lane = None
 
     def _hold(self, index: int, text: str, ids: list[int]) -> None:
         texts, collected = self._held.setdefault(index, ([], []))
@@ -201,6 +222,7 @@ class Interruption:
         self._connection = connection
         self.cause: FleetError | None = None
         self.on_writable: Callable[[], None] | None = None
+        self.on_paused: Callable[[], None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Interruption:
@@ -214,7 +236,7 @@ class Interruption:
         if self._expiry is not None:
             self._expiry.cancel()
         # Without these the request's objects hold each other and wait for the garbage collector.
-        self._connection = self._expiry = self.on_writable = None
+        self._connection = self._expiry = self.on_writable = self.on_paused = None
 
     def expire_at(self, deadline: float, seconds: float) -> None:
         self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire, seconds)
@@ -230,6 +252,10 @@ class Interruption:
 
     def gone(self) -> None:
         self.stop(FleetError(pb.REASON_CANCELLED, "the client closed the connection"))
+
+    def paused(self) -> None:
+        if self.on_paused is not None:
+            self.on_paused()
 
     def writable(self) -> None:
         if self.on_writable is not None:
