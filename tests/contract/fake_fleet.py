@@ -15,6 +15,7 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from tests.contract.openapi import check_response
 from tokenfleet.gateway.service import GatewayService
 from tokenfleet.gateway.settings import GatewaySettings
 from tokenfleet.runtime.errors import FleetError, abort
@@ -184,6 +185,7 @@ class Worker(worker_pb2_grpc.WorkerServicer):
     endpoint: str = ""
     fail: Callable[["Worker", Running], common_pb2.Failure | None] = lambda worker, running: None
     hold: bool = False
+    longest: int = CONTEXT  # tokens of an answer
     submits: list[worker_pb2.Submit] = field(default_factory=list)
     cancels: list[worker_pb2.Cancel] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
@@ -203,7 +205,9 @@ class Worker(worker_pb2_grpc.WorkerServicer):
             self.submits.append(submit)
             ids = list(submit.token_ids)
             self.running.append(
-                Running(link, submit, ids, submit.max_tokens, chunks_left=submit.pending_chunks)
+                Running(
+                    link, submit, ids, min(submit.max_tokens, self.longest), chunks_left=submit.pending_chunks
+                )
             )
         for chunk in request.chunks:
             running = next(one for one in self.running if one.submit.slot == chunk.slot)
@@ -269,6 +273,21 @@ class FakeFleet:
     router: Router
     workers: list[Worker]
 
+    async def idle(self) -> None:
+        """Until nothing is left of any request: in the gateway, with the router, on the workers."""
+        async with asyncio.timeout(10):
+            while await self.running() or any(worker.running for worker in self.workers):
+                await asyncio.sleep(0.01)
+            while len(self.router.releases) + len(self.router.cancels) < len(self.router.asks):
+                await asyncio.sleep(0.01)
+
+    async def running(self) -> float:
+        """Requests that the gateway is answering, as its metrics say."""
+        for line in (await self.http.get("/metrics")).text.splitlines():
+            if line.startswith("tokenfleet_gateway_requests_running "):
+                return float(line.rpartition(" ")[2])
+        raise AssertionError("the gateway does not say how many requests are running")
+
 
 @asynccontextmanager
 async def gateway_on_fakes(
@@ -306,7 +325,8 @@ async def gateway_on_fakes(
             await asyncio.sleep(0.01)
         await _until_healthy(f"127.0.0.1:{service.grpc_port}")
     url = f"http://127.0.0.1:{service.http_port}"
-    async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+    hooks: Any = {"response": [check_response]}
+    async with httpx.AsyncClient(base_url=url, timeout=10, event_hooks=hooks) as client:
         grpc = f"127.0.0.1:{service.grpc_port}"
         try:
             yield FakeFleet(client, url, grpc, lifecycle, tokenizer, router, router.workers)

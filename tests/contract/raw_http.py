@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from tests.contract.openapi import ERROR, check
+
 PATIENCE_S = 5.0
 
 
@@ -21,7 +23,9 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        error: dict[str, Any] = json.loads(self.body)["error"]
+        body = json.loads(self.body)
+        check(ERROR, body)
+        error: dict[str, Any] = body["error"]
         return error
 
 

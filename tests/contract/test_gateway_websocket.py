@@ -13,6 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.contract.fake_fleet import FakeFleet, answer, breaking_after, gateway_on_fakes
+from tests.contract.openapi import check_socket_message
 from tests.contract.raw_http import raw_connection, request
 from tests.contract.test_gateway_http import chat, until
 from tokenfleet.v1 import common_pb2, router_pb2
@@ -41,6 +42,7 @@ async def send(client: ClientConnection, message: Any) -> None:
 async def hear(client: ClientConnection) -> dict[str, Any]:
     async with asyncio.timeout(PATIENCE_S):
         message: dict[str, Any] = json.loads(await client.recv())
+        check_socket_message(message)
         return message
 
 

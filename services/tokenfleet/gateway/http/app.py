@@ -20,6 +20,7 @@ from tokenfleet.gateway.http.guard import SCOPE_KEY
 from tokenfleet.gateway.http.headers import FIELDS_KEY, ORIGIN, Fields, Headers, Origins, request_id
 from tokenfleet.gateway.http.sinks import Send
 from tokenfleet.gateway.http.tokenize import TokenizeEndpoints
+from tokenfleet.gateway.http.websocket import PATH as SOCKET_PATH
 from tokenfleet.gateway.http.websocket import WebSocketEndpoint
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.telemetry import get_logger
@@ -42,6 +43,11 @@ class HttpApp:
             "/v1/completions": CompletionEndpoint(gateway, chat=False),
         }
         self._other = _starlette(gateway, ready, registry, list(self._hot))
+
+    @property
+    def routes(self) -> set[tuple[str, str]]:
+        """The method and the path's template of everything served over HTTP; HEAD comes with each GET."""
+        return served_by(self._other)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -99,20 +105,44 @@ def _starlette(
     async def metrics(_: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def only_post(request: Request) -> Response:
-        raise HTTPException(405, f"{request.url.path} takes POST, not {request.method}", {"Allow": "POST"})
+    async def taken_before(request: Request) -> Response:
+        raise AssertionError(f"{request.url.path} is a hot path: its POST never gets here")
 
+    async def only_websocket(_: Request) -> Response:
+        raise HTTPException(426, f"{SOCKET_PATH} serves a WebSocket: upgrade", {"Upgrade": "websocket"})
+
+    async def openapi(request: Request) -> Response:
+        from tokenfleet.gateway.http.openapi import document  # takes a while, and few ever ask
+
+        if not described:
+            described.append(orjson.dumps(document(served_by(request.app))))
+        return Response(described[0], media_type="application/json")
+
+    described: list[bytes] = []
     routes = [
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/health/live", live),
         Route("/health/ready", readiness),
         Route("/metrics", metrics),
+        Route("/openapi.json", openapi),
+        Route(SOCKET_PATH, only_websocket),
         *TokenizeEndpoints(gateway).routes(),
-        *(Route(path, only_post, methods=["GET", "PUT", "DELETE", "PATCH"]) for path in hot_paths),
+        *(Route(path, taken_before, methods=["POST"]) for path in hot_paths),
     ]
     handlers = {FleetError: _fleet_error, HTTPException: _http_error, Exception: _internal_error}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # it would send clients to wherever their Host header says
+    return app
+
+
+def served_by(app: Starlette) -> set[tuple[str, str]]:
+    return {
+        (method, route.path_format)
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
 
 
 def _describe(spec: pb.ModelSpec) -> dict[str, Any]:
@@ -140,11 +170,14 @@ async def _fleet_error(_: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code, message = "method_not_allowed", error.detail
+    headers = error.headers or {}
+    code, message = "upgrade_required", error.detail
     if error.status_code == 404:
         code, message = "not_found", f"nothing is served at {request.url.path[:256]}: see /openapi.json"
+    elif error.status_code == 405:
+        code, message = "method_not_allowed", f"{request.url.path[:256]} takes {headers['Allow']}"
     response = _json(error_body(HttpError(error.status_code, code, message)), error.status_code)
-    response.headers.update(error.headers or {})
+    response.headers.update(headers)
     return response
 
 

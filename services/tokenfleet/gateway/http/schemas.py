@@ -73,7 +73,8 @@ def _as_list(value: object) -> object:
 
 # Of a list only the first error counts: a million of them would hold up everybody else's tokens for seconds.
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
-Stops = Annotated[list[Stop], Field(fail_fast=True), Field(max_length=MAX_STOPS), BeforeValidator(_as_list)]
+_StopList = Annotated[list[Stop], Field(fail_fast=True), Field(max_length=MAX_STOPS)]
+Stops = Annotated[_StopList, BeforeValidator(_as_list, json_schema_input_type=Stop | _StopList)]
 
 
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -137,10 +138,19 @@ class JsonSchemaFormat(BaseModel):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
+def describe_extras(schema: dict[str, Any]) -> None:
+    """Makes a JSON schema say what `check` does with parameters that the model does not have."""
+    schema["additionalProperties"] = False
+    for name in sorted(_HARMLESS):
+        schema["properties"][name] = {"description": "taken, and without effect on the answer"}
+    for name in sorted(_UNSERVED - schema["properties"].keys()):
+        schema["properties"][name] = {"description": "not served: say nothing", "enum": list(_NEUTRAL)}
+
+
 class RequestBody(BaseModel):
     """What clients send; parameters that it does not have are looked at one by one."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=describe_extras)
 
     def check(self) -> None:
         """What a schema cannot say. Raises FleetError that names the field and the remedy."""
@@ -255,13 +265,22 @@ TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 
 
+def _describe_as_filled(prompt: dict[str, Any]) -> None:
+    for kind in prompt["anyOf"]:
+        while kind["type"] == "array":
+            kind["minItems"] = 1
+            kind = kind["items"]  # noqa: PLW2901
+        if kind["type"] == "string":
+            kind["minLength"] = 1
+
+
 class CompletionRequest(Parameters):
     prompt: (
         str
         | TokenIds
         | Annotated[list[str], Field(fail_fast=True)]
         | Annotated[list[TokenIds], Field(fail_fast=True)]
-    )
+    ) = Field(json_schema_extra=_describe_as_filled)
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
 
     @property
@@ -270,7 +289,7 @@ class CompletionRequest(Parameters):
 
     def check(self) -> None:
         super().check()
-        if not self.prompt:
+        if not self.prompt or not all(self.prompts()):
             raise invalid("prompt", "prompt is empty: send text or token ids")
 
     def prompts(self) -> list[str | list[int]]:

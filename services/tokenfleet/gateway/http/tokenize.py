@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,13 +15,29 @@ from tokenfleet.gateway.core import Gateway, Order, Prompt
 from tokenfleet.gateway.http.answers import chat_prompt, text_prompt
 from tokenfleet.gateway.http.errors import invalid
 from tokenfleet.gateway.http.headers import FIELDS_KEY, request_id, request_timeout_s
-from tokenfleet.gateway.http.schemas import MAX_MESSAGES, Message, ModelName, RequestBody, TokenIds, parse
+from tokenfleet.gateway.http.schemas import (
+    MAX_MESSAGES,
+    Message,
+    ModelName,
+    RequestBody,
+    TokenIds,
+    describe_extras,
+    parse,
+)
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
 
 
+def _describe_input(schema: dict[str, Any]) -> None:
+    describe_extras(schema)
+    kinds = {"prompt": {"type": "string"}, "messages": {"type": "array"}}
+    schema["oneOf"] = [{"required": [name], "properties": {name: kind}} for name, kind in kinds.items()]
+
+
 class TokenizeRequest(RequestBody):
     """A text, or a conversation as the model's template lays it out."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_input)
 
     model: ModelName
     prompt: str | None = None
