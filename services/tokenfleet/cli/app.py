@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +16,15 @@ _HELP = """
 Serve large language models from a fleet of small services.
 
 [bold]On this machine, without a GPU[/bold]
-  tokenfleet up        the whole fleet, with a small real model
-  tokenfleet status    what runs where, from another terminal
+  tokenfleet up              the whole fleet, with a small real model
+and then, from another terminal
+  tokenfleet chat            talk to it
+  tokenfleet chat "Why?"     one question, one answer
+  tokenfleet models          what can be asked, and where it is loaded
+  tokenfleet status          what runs where, and how it is
+
+chat and models take the address of a fleet elsewhere with --url. What up
+prints can be called with curl, the OpenAI SDK, or tokenfleet.client.
 """
 
 _UP_HELP = """
@@ -46,6 +54,53 @@ Show the running fleet: its workers, models and processes.
   tokenfleet status --router 10.0.0.7:8083   a fleet elsewhere
 """
 
+_CHAT_HELP = """
+Talk to a model, whose answer appears as it is generated.
+
+With a question it is answered, without one a conversation begins. Each
+answer ends with its TTFT (time to first token), its tokens, and tokens/s.
+Ctrl-C stops a running answer, and the fleet stops working on it; on an
+empty line it leaves, as Ctrl-D and /quit do. /help lists the commands.
+
+[bold]Examples[/bold]
+  tokenfleet chat                               a conversation
+  tokenfleet chat "What is a prime number?"     one answer
+  tokenfleet chat -m sim-smollm2 "Hello"        another model
+  tokenfleet chat -s "Answer in one word." -t 0 "Capital of France?"
+  tokenfleet chat < letter.txt > answer.txt     through files and pipes
+  tokenfleet chat --json "Hello" | jq .ttft_s   for programs
+  tokenfleet chat --url https://llm.example.com a fleet elsewhere
+
+Only the answer goes to stdout; the line of figures goes to stderr.
+"""
+
+_MODELS_HELP = """
+List the models, their context, and where they are loaded.
+
+A warm model is loaded when the fleet starts, a lazy one by its first
+request. The context is the longest prompt plus answer, in tokens.
+
+[bold]Examples[/bold]
+  tokenfleet models                                the fleet on this machine
+  tokenfleet models --json | jq '.models[].name'   for programs
+  tokenfleet models --url http://10.0.0.7:8080     a fleet elsewhere
+"""
+
+Url = Annotated[
+    str,
+    typer.Option(
+        envvar="TOKENFLEET_URL", help="Base address of a gateway elsewhere, such as http://10.0.0.7:8080."
+    ),
+]
+ApiKey = Annotated[
+    str,
+    typer.Option(envvar="TOKENFLEET_API_KEY", help="API key, where the fleet wants one.", show_default=False),
+]
+Port = Annotated[
+    int | None, typer.Option(help="HTTP port of the fleet meant, where several run here.", min=1, max=65535)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
 app = typer.Typer(
     name="tokenfleet",
     help=_HELP,
@@ -63,6 +118,10 @@ def run() -> None:
         app()
     except CliError as error:
         print(f"tokenfleet: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # whoever read the output has seen enough; the interpreter must not write the rest at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
@@ -122,15 +181,72 @@ def up(
     )
 
 
+@app.command(help=_CHAT_HELP)
+def chat(
+    question: Annotated[
+        list[str] | None, typer.Argument(help="What to ask; - reads it from stdin.", show_default=False)
+    ] = None,
+    *,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model to ask.", show_default="the first that runs")
+    ] = "",
+    system: Annotated[
+        str, typer.Option("--system", "-s", help="System prompt: what the model shall be.")
+    ] = "",
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.", min=1)] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", "-t", help="0: always the likeliest token.", min=0, max=2),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the choice of tokens repeatable.")] = None,
+    url: Url = "",
+    port: Port = None,
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    from tokenfleet.cli.chat import ChatOptions, run_chat
+
+    raise typer.Exit(
+        run_chat(
+            ChatOptions(
+                question=" ".join(question or ()),
+                url=url,
+                port=port,
+                api_key=api_key,
+                model=model,
+                system=system,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                as_json=as_json,
+            )
+        )
+    )
+
+
+@app.command(help=_MODELS_HELP)
+def models(
+    *,
+    url: Url = "",
+    port: Port = None,
+    loader: Annotated[
+        str, typer.Option(help="host:port of a model-loader's gRPC, for a fleet elsewhere.")
+    ] = "",
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    from tokenfleet.cli.models import show_models
+
+    show_models(port=port, url=url, loader=loader, api_key=api_key, as_json=as_json)
+
+
 @app.command(help=_STATUS_HELP)
 def status(
     *,
-    port: Annotated[
-        int | None, typer.Option(help="HTTP port of the fleet meant, where several run.", min=1, max=65535)
-    ] = None,
+    port: Port = None,
     router: Annotated[str, typer.Option(help="host:port of a router's gRPC, for a fleet elsewhere.")] = "",
     loader: Annotated[str, typer.Option(help="host:port of its model-loader's gRPC, with --router.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
     from tokenfleet.cli.status import show_status
 

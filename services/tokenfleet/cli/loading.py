@@ -14,6 +14,8 @@ import grpc
 
 from tokenfleet.v1 import common_pb2, model_loader_pb2, model_loader_pb2_grpc
 
+PATIENCE_S = 3.0
+
 Progress = common_pb2.LoadProgress
 
 
@@ -27,6 +29,17 @@ async def servable_models(channel: grpc.aio.Channel, engines: AbstractSet[str]) 
     finally:
         call.cancel()
     return []
+
+
+async def first_servable_model(loader: str, engines: AbstractSet[str]) -> str:
+    """The catalog's first model that one of these engines can run; "" if there is none, or nobody answers."""
+    async with grpc.aio.insecure_channel(loader) as channel:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                models = await servable_models(channel, engines)
+        except (TimeoutError, grpc.aio.AioRpcError):
+            return ""
+    return models[0].name if models else ""
 
 
 async def follow_warm_models(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from tokenfleet.cli.console import plain_or_coloured
 from tokenfleet.cli.local_fleet import FleetEvent
 from tokenfleet.v1 import common_pb2
 
@@ -36,7 +36,7 @@ class Narrator:
     """Turns the fleet's events into a few lines for a person. A terminal that went away silences it."""
 
     def __init__(self, processes: Sequence[str], logs: str) -> None:
-        self._console = Console(highlight=False)
+        self._console = plain_or_coloured()
         self._processes = processes
         self._logs = logs
         self._ready: set[str] = set()

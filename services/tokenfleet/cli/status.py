@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import grpc
 
+from tokenfleet.cli.discovery import local_fleet, reachable
 from tokenfleet.cli.errors import CliError
-from tokenfleet.cli.local_fleet.state import default_root, running_fleets
 from tokenfleet.v1 import (
     model_loader_pb2,
     model_loader_pb2_grpc,
@@ -51,11 +51,12 @@ class ModelRow:
     """One catalog entry and where it is."""
 
     name: str
-    policy: str
-    places: dict[str, str]  # state by worker
-    memory_bytes: int
-    loading: str
-    error: str
+    policy: str = ""
+    context_length: int = 0  # tokens
+    places: dict[str, str] = field(default_factory=dict)  # state by worker
+    memory_bytes: int = 0
+    loading: str = ""
+    error: str = ""
 
 
 @dataclass(kw_only=True)
@@ -72,7 +73,7 @@ class Status:
 
 def show_status(*, port: int | None, router: str, loader: str, as_json: bool) -> None:
     """Prints the state of one fleet. Raises CliError when there is none."""
-    record = {} if router else _local_fleet(port)
+    record = {} if router else local_fleet(port, elsewhere="status --router host:port")
     state = asyncio.run(_ask(record, router, loader))
     if router and state.problems and not state.workers:
         raise CliError("; ".join(state.problems))
@@ -84,27 +85,12 @@ def show_status(*, port: int | None, router: str, loader: str, as_json: bool) ->
     print_tables(state, record)
 
 
-def _local_fleet(port: int | None) -> dict[str, Any]:
-    root = default_root()
-    fleets = [each for each in running_fleets(root) if port in (None, each["http_port"])]
-    if len(fleets) == 1:
-        return fleets[0]
-    if fleets:
-        ports = ", ".join(str(each["http_port"]) for each in fleets)
-        raise CliError(f"several fleets run, on ports {ports}: choose one with --port")
-    where = f" on port {port}" if port else ""
-    raise CliError(
-        f"no fleet runs{where} on this machine (looked in {root}). Start one with: tokenfleet up; "
-        "or name the router of one elsewhere with: tokenfleet status --router host:port"
-    )
-
-
 async def _ask(record: Mapping[str, Any], router: str, loader: str) -> Status:
     processes = {each["name"]: each for each in record.get("processes", ())}
     router = router or processes["router"]["address"]
     loader = loader or processes.get("model-loader", {}).get("address", "")
     state = Status(
-        http=f"http://{record['http']}" if record else "",
+        http=f"http://{reachable(record['http'])}" if record else "",
         processes=[_process_row(each) for each in processes.values()],
     )
 
@@ -112,7 +98,7 @@ async def _ask(record: Mapping[str, Any], router: str, loader: str) -> Status:
         state.workers = await _workers(router)
 
     async def models() -> None:
-        state.models = await _models(loader)
+        state.models = await residencies(loader)
 
     async def gateway() -> None:
         state.ready = await asyncio.to_thread(_gateway_is_ready, state.http)
@@ -142,7 +128,8 @@ async def _workers(target: str) -> list[WorkerRow]:
     return sorted((worker_row(view) for view in answer.workers), key=lambda row: (row.zone, row.name))
 
 
-async def _models(target: str) -> list[ModelRow]:
+async def residencies(target: str) -> list[ModelRow]:
+    """All catalog entries, as a model-loader knows them. Raises AioRpcError."""
     async with grpc.aio.insecure_channel(target) as channel:
         stub = model_loader_pb2_grpc.ModelLoaderStub(channel)
         answer = await stub.ListResidency(model_loader_pb2.ListResidencyRequest(), timeout=TIMEOUT_S)
@@ -150,8 +137,10 @@ async def _models(target: str) -> list[ModelRow]:
 
 
 def _gateway_is_ready(url: str) -> bool:
+    # a proxy that the environment names is not for what runs on this machine
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"{url}/health/ready", timeout=TIMEOUT_S) as response:
+        with opener.open(f"{url}/health/ready", timeout=TIMEOUT_S) as response:
             return bool(response.status == 200)
     except urllib.error.HTTPError as error:
         error.close()
@@ -188,6 +177,7 @@ def model_row(residency: model_loader_pb2.ModelResidency) -> ModelRow:
     return ModelRow(
         name=spec.name,
         policy=_lower(type(spec).Policy.Name(spec.policy)),
+        context_length=spec.context_length,
         places={place.worker_name or place.worker_id: place.state for place in residency.places},
         memory_bytes=sum(place.memory_bytes for place in residency.places),
         loading=_lower(type(loading).Stage.Name(loading.stage)) if residency.HasField("loading") else "",

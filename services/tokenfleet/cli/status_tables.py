@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tokenfleet.cli.status import Status
+from tokenfleet.cli.console import plain_or_coloured
+from tokenfleet.cli.status import ModelRow, Status
 
 _COLOURS = {
     "ready": "green",
@@ -25,7 +27,7 @@ _COLOURS = {
 
 def print_tables(state: Status, record: Mapping[str, Any], console: Console | None = None) -> None:
     """Workers, models, processes, and what is wrong."""
-    console = console or Console(highlight=False)
+    console = console or plain_or_coloured()
     if record:
         health = {
             True: "[green]ready[/green]",
@@ -36,53 +38,66 @@ def print_tables(state: Status, record: Mapping[str, Any], console: Console | No
             f"{state.http}  {health[state.ready]}   [dim]gRPC {record['grpc']}, pid {record['pid']}[/dim]"
         )
         console.print()
-    for table, rows in (
+    for drawn, rows in (
         (_workers(state), state.workers),
-        (_models(state), state.models),
+        (model_table(state.models), state.models),
         (_processes(state), state.processes),
     ):
         if rows:
-            console.print(table)
+            console.print(drawn)
             console.print()
     for problem in state.problems:
         console.print(problem, style="red", markup=False)
 
 
 def _workers(state: Status) -> Table:
-    table = _table("worker", "zone", "state", "models", "running", "waiting", "KV", "step")
+    drawn = _table("worker", "zone", "state", "models", "running", "waiting", "KV", "step")
     for row in state.workers:
-        models = ", ".join(name if at == "ready" else f"{name} ({at})" for name, at in row.models.items())
-        table.add_row(
-            row.name,
-            row.zone,
-            _coloured(row.state) + (f" [dim]{row.error}[/dim]" if row.error and row.state != "ready" else ""),
-            models or "–",
+        error = f" [dim]{escape(row.error)}[/dim]" if row.error and row.state != "ready" else ""
+        drawn.add_row(
+            escape(row.name),
+            escape(row.zone),
+            _coloured(row.state) + error,
+            _places(row.models) or "–",
             str(row.running),
             str(row.waiting),
             "–" if row.kv_usage is None else f"{row.kv_usage:.0%}",
             "–" if row.step_ms is None else f"{row.step_ms:.1f} ms",
         )
-    return table
+    return drawn
 
 
-def _models(state: Status) -> Table:
-    table = _table("model", "policy", "where", "memory", "remarks")
-    for row in state.models:
-        places = ", ".join(name if at == "ready" else f"{name} ({at})" for name, at in row.places.items())
-        table.add_row(
-            row.name,
+def model_table(rows: Sequence[ModelRow], *, knows_places: bool = True) -> Table:
+    """The columns that only a model-loader can fill are left out where none was asked."""
+    drawn = _table("model", "context", *(("policy", "where", "memory", "remarks") if knows_places else ()))
+    for row in rows:
+        context = f"{row.context_length:,}" if row.context_length else "–"
+        residency = (
             row.policy,
-            places or "–",
+            _places(row.places) or "–",
             _bytes(row.memory_bytes or None),
-            row.error or row.loading,
+            escape(_remark(row)),
         )
-    return table
+        drawn.add_row(escape(row.name), context, *(residency if knows_places else ()))
+    return drawn
+
+
+def _remark(row: ModelRow) -> str:
+    if row.error or row.loading:
+        return row.error or row.loading
+    return "loads with its first request" if row.policy == "lazy" and not row.places else ""
+
+
+def _places(states: Mapping[str, str]) -> str:
+    return ", ".join(
+        escape(name) if state == "ready" else f"{escape(name)} ({state})" for name, state in states.items()
+    )
 
 
 def _processes(state: Status) -> Table:
-    table = _table("process", "state", "pid", "up", "restarts", "memory", "address")
+    drawn = _table("process", "state", "pid", "up", "restarts", "memory", "address")
     for row in state.processes:
-        table.add_row(
+        drawn.add_row(
             row["name"],
             _coloured(row["state"]),
             str(row["pid"] or "–"),
@@ -91,15 +106,15 @@ def _processes(state: Status) -> Table:
             _bytes(row["memory_bytes"]),
             row["address"].rpartition("/")[2],
         )
-    return table
+    return drawn
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for column in columns:
-        numeric = column in ("running", "waiting", "KV", "step", "pid", "up", "restarts", "memory")
-        table.add_column(column, justify="right" if numeric else "left")
-    return table
+        numeric = column in ("running", "waiting", "KV", "step", "pid", "up", "restarts", "memory", "context")
+        drawn.add_column(column, justify="right" if numeric else "left")
+    return drawn
 
 
 def _coloured(state: str) -> str:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import shlex
-import shutil
 import signal
 import socket
-import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from tokenfleet.cli.discovery import own_command, reachable
 from tokenfleet.cli.errors import CliError
 from tokenfleet.cli.loading import follow_warm_models, servable_models
 from tokenfleet.cli.local_fleet import (
@@ -159,10 +157,10 @@ class _Up:
             self._narrator.say(f"{name} could not be loaded: {failure.message} ({logs})", style="red")
 
     async def _invite(self, loaded: list[str]) -> None:
-        url, say = _reachable(self._fleet.http_url), self._narrator.say
+        url, say = reachable(self._fleet.http_url), self._narrator.say
         say()
         say(
-            f"tokenfleet is up: {url} (gRPC on {_reachable(self._fleet.addresses['gateway'])})",
+            f"tokenfleet is up: {url} (gRPC on {reachable(self._fleet.addresses['gateway'])})",
             style="bold green",
         )
         if not loaded:
@@ -179,7 +177,7 @@ class _Up:
             )
         say()
         say(f"logs     {self._spec.state_dir / 'logs'}")
-        say(f"status   {_own_command()} status")
+        say(f"status   {own_command()} status")
         say("stop     Ctrl-C")
 
     async def _unless_stopped(self, *works: Coroutine[Any, Any, object]) -> None:
@@ -215,19 +213,6 @@ def _require_what_the_fleet_needs(engines: tuple[str, ...]) -> None:
             "the engine llamacpp is not installed: pip install 'tokenfleet[local]'; where there is no build "
             "of it (Macs with an Intel processor), --engine sim runs the fleet with a simulated engine"
         )
-
-
-def _reachable(address: str) -> str:
-    return address.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
-
-
-def _own_command() -> str:
-    """How the person at the terminal can call this program again."""
-    called = Path(sys.argv[0])
-    found = shutil.which("tokenfleet")
-    if found and Path(found).resolve() == called.resolve():
-        return "tokenfleet"
-    return os.path.relpath(called) if called.name == "tokenfleet" else "python -m tokenfleet.cli"
 
 
 def _free_pair(beside: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.message import Message
 from rich.console import Console
 
-from tokenfleet.cli import status, status_tables
+from tokenfleet.cli import discovery, status, status_tables
 from tokenfleet.cli.errors import CliError
 from tokenfleet.cli.local_fleet.state import StateDir
 from tokenfleet.v1 import common_pb2, model_loader_pb2, router_pb2, worker_pb2
@@ -141,6 +141,6 @@ def test_of_several_fleets_one_has_to_be_chosen(tmp_path: Path, monkeypatch: pyt
         state.write_record({"http_port": port})
     with pytest.raises(CliError, match="several fleets run, on ports 8080, 8090: choose one with --port"):
         status.show_status(port=None, router="", loader="", as_json=False)
-    assert status._local_fleet(8090) == {"http_port": 8090}
+    assert discovery.local_fleet(8090, elsewhere="") == {"http_port": 8090}
     for state in fleets:
         state.unlock()

@@ -204,6 +204,7 @@ class LocalFleet:
             "http_port": int(self.http_address.rpartition(":")[2]),
             "http": self.http_address,
             "grpc": self.addresses[planning.GATEWAY],
+            "engines": list(self.spec.engines),
             "processes": [
                 {
                     "name": name,

@@ -1,0 +1,97 @@
+"""Where a chat is shown: answers on stdout, everything about them on stderr.
+
+So `tokenfleet chat "…" > answer.txt` keeps the answer alone. Without a terminal, or with NO_COLOR set,
+nothing but plain text is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import unicodedata
+
+from rich.status import Status
+
+from tokenfleet.cli.console import plain_or_coloured
+from tokenfleet.cli.gateway_http import Event
+
+
+class Terminal:
+    """The person's, or the pipes that stand for it."""
+
+    def __init__(self) -> None:
+        self.interactive = sys.stdin.isatty()
+        self._notes = plain_or_coloured(stderr=True)
+        self._raw = not sys.stdout.isatty()
+        self._status: Status | None = None
+        self._told = ""
+        self._in_line = False
+
+    def note(self, text: str, style: str = "dim") -> None:
+        """A line about the conversation; never wrapped, never taken for markup."""
+        self._notes.print(text, style=style, markup=False, soft_wrap=True)
+
+    def show(self, event: Event) -> None:
+        """A piece of the answer, or how far its model has been loaded."""
+        if event.loading:
+            self._show_loading(event.loading)
+        elif event.text:
+            self.quiet_status()
+            text = event.text if self._raw else printable(event.text)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._in_line = not text.endswith("\n")
+
+    def show_loading_only(self, event: Event) -> None:
+        """For answers that are wanted in one piece."""
+        if event.loading:
+            self._show_loading(event.loading)
+        elif event.text:
+            self.quiet_status()
+
+    def end_answer(self) -> None:
+        self.quiet_status()
+        if self._in_line:
+            print(flush=True)
+        self._in_line = False
+
+    def quiet_status(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def ask(self, prompt: str) -> str:
+        """The next line that the person enters. Raises EOFError, KeyboardInterrupt."""
+        if not self._raw:
+            return input(prompt)
+        self._notes.print(prompt, end="", markup=False)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line
+
+    def _show_loading(self, progress: str) -> None:
+        if self._notes.is_terminal:
+            self._status = self._status or self._notes.status("")
+            self._status.update(printable(progress))
+            self._status.start()
+        elif progress != self._told:
+            self.note(progress)
+        self._told = progress
+
+
+def enable_line_editing() -> None:
+    """Arrow keys and history for `input`, where the platform has them; nothing is kept on disk."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401
+
+
+def typed_so_far() -> str:
+    """What stood in the line that Ctrl-C interrupted."""
+    readline = sys.modules.get("readline")
+    return str(readline.get_line_buffer()) if readline is not None else ""
+
+
+def printable(text: str) -> str:
+    """Without control characters: a model's words must not steer a terminal."""
+    return "".join(each for each in text if each in "\n\t" or unicodedata.category(each) != "Cc")
