@@ -14,7 +14,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -84,20 +84,20 @@ class GatewayHttp:
     def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
-        connection = self._connection()
-        try:
+        with ExitStack() as closing:
+            connection = self._connection()
+            closing.callback(connection.close)
             with self._in_words():
                 connection.connect()
                 connection.sock.settimeout(READ_TIMEOUT_S)
                 payload = None if body is None else json.dumps(body).encode()
                 headers = self._headers | ({"Content-Type": "application/json"} if payload else {})
                 connection.request(method, self._prefix + path, payload, headers)
-                response = connection.getresponse()
+                # may own the socket alone, once it has begun
+                response = closing.enter_context(connection.getresponse())
                 if response.status != 200:
                     raise _refusal(response)
             yield response
-        finally:
-            connection.close()
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:

@@ -129,7 +129,7 @@ def test_a_router_that_does_not_answer_is_named() -> None:
 
 def test_without_a_fleet_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENFLEET_STATE", str(tmp_path))
-    with pytest.raises(CliError, match=r"no fleet runs on this machine .* Start one with: tokenfleet up"):
+    with pytest.raises(CliError, match=r"no fleet runs on this machine .* Start one with: .*tokenfleet.* up"):
         status.show_status(port=None, router="", loader="", as_json=False)
 
 
