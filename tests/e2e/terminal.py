@@ -49,8 +49,11 @@ class TerminalSession:
 
     async def ended(self) -> int:
         """The exit code."""
-        async with asyncio.timeout(PATIENCE_S):
-            return await self.process.wait()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self.process.wait()
+        except TimeoutError as error:
+            raise AssertionError(f"it did not end:\n{self.shown}") from error
 
     def read(self) -> None:
         """Takes what the program wrote."""

@@ -99,6 +99,8 @@ async def test_a_conversation_streams_and_ends_with_its_figures(
         await terminal.until("the conversation is forgotten")
         terminal.type("Good morning\n")
         again = await terminal.until(FIGURES.format(tokens=8))
+        # a Ctrl-D that comes before the prompt ends no line
+        await terminal.until("> ")
         terminal.type(CTRL_D)
         assert await terminal.ended() == 0
     # the simulated engine's answer depends on all that was sent
