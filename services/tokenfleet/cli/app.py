@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tokenfleet.cli import keys
 from tokenfleet.cli.errors import CliError
 
 # Paragraphs after the first keep their line breaks: they have to fit into a terminal of 80 columns.
@@ -251,6 +252,9 @@ def status(
     from tokenfleet.cli.status import show_status
 
     show_status(port=port, router=router, loader=loader, as_json=as_json)
+
+
+app.add_typer(keys.app)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+from tokenfleet.gateway.api_keys.keyring import Keyring
 from tokenfleet.gateway.generator import Generator
 from tokenfleet.gateway.metrics import GatewayMetrics
 from tokenfleet.gateway.sequence import Generation, Sequence
@@ -51,8 +52,11 @@ class Gateway:
         generator: Generator,
         metrics: GatewayMetrics,
         writes: WriteBatch,
+        *,
+        keys: Keyring,
     ) -> None:
         self.settings = settings
+        self.keys = keys
         self.catalog = catalog
         self.metrics = metrics
         self.writes = writes

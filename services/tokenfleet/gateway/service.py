@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 import uvicorn
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
+from tokenfleet.gateway.api_keys.keyring import Keyring
+from tokenfleet.gateway.api_keys.keys_file import KeysFileError
 from tokenfleet.gateway.core import Gateway
 from tokenfleet.gateway.generator import Generator
 from tokenfleet.gateway.grpc import SERVICE, InferenceServer
@@ -64,7 +67,10 @@ class GatewayService:
         writes = WriteBatch()
         self._workers = WorkerLinks(metrics, writes, gateway_id, frames=settings.frames)
         generator = Generator(self._router, self._workers, metrics, settings.max_attempts)
-        self._gateway = Gateway(settings, self._catalog, self._tokenizers, generator, metrics, writes)
+        self._keys = _keyring(settings)
+        self._gateway = Gateway(
+            settings, self._catalog, self._tokenizers, generator, metrics, writes, keys=self._keys
+        )
         self._inference = InferenceServer(self._gateway)
         self._stopping = False
         self.http_port = 0
@@ -81,6 +87,7 @@ class GatewayService:
         self.grpc_port = await host.start()
         metrics_port = serve_metrics(settings.metrics_listen, self._registry)
         await self._catalog.start()
+        self._keys.start()
         self._tokenizers.start()
         self._router.start()
         serving = asyncio.create_task(http.serve(sockets=[listener]))
@@ -92,7 +99,7 @@ class GatewayService:
         http.should_exit = True
         await asyncio.gather(serving, self._inference.stop(host, settings.grace_s))
         await asyncio.gather(self._tokenizers.stop(), self._router.stop(), self._workers.close())
-        await self._catalog.stop()
+        await asyncio.gather(self._catalog.stop(), self._keys.stop())
 
     def ready(self) -> dict[str, bool]:
         """What a request needs, part by part."""
@@ -156,6 +163,25 @@ class GatewayService:
             Origins(self._settings.allowed_origins),
             lambda code: refused.labels(code).inc(),
         )
+
+
+def _keyring(settings: GatewaySettings) -> Keyring:
+    try:
+        keys = Keyring(settings.api_keys_file, settings.reload_poll_s)
+    except KeysFileError as error:
+        raise StartupError(f"--api-keys-file: {error}") from error
+    exposed = [each for each in (settings.http_listen, settings.listen) if not _is_loopback(each)]
+    if exposed and not keys.required:
+        log.warning("anybody who can reach this gateway may use it: set --api-keys-file", listen=exposed)
+    return keys
+
+
+def _is_loopback(address: str) -> bool:
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _bind(address: str) -> socket.socket:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -18,6 +20,9 @@ class GatewaySettings(ServiceSettings):
     tokenizers: Targets = Field(default_factory=list, description="host:port of the tokenizers")
     routers: Targets = Field(default_factory=list, description="host:port of the routers")
     loader: str = Field("127.0.0.1:8085", description="host:port of the model-loader, for the catalog")
+    api_keys_file: Path | None = Field(
+        None, description="the API keys, one JSON object a line; none: everybody may use the gateway"
+    )
     zone: str = Field("", description="this gateway's zone; its clients count as being in it")
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request that names none")
     decision_wait_s: float = Field(2.0, ge=0, description="how long response headers wait for a decision")

@@ -53,6 +53,9 @@ class ServiceSettings(BaseSettings):
     log_format: str = Field("auto", pattern="^(auto|json|console)$", description="auto: console on a tty")
     grace_s: float = Field(25.0, ge=0, description="time to finish running work after SIGTERM")
     frames: bool = Field(True, description="carry the hot streams as plain frames instead of over gRPC")
+    reload_poll_s: float = Field(
+        5.0, gt=0, description="how often to look whether files with certificates and keys changed"
+    )
     reflection: bool = Field(False, description="serve gRPC reflection (local use)")
 
     @classmethod

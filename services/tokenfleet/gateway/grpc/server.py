@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway, Order
 from tokenfleet.gateway.grpc.call import Call, Context
 from tokenfleet.gateway.grpc.requests import Inquiry, parse, read_chat, read_count, read_generate
@@ -23,6 +24,7 @@ from tokenfleet.v1 import common_pb2 as pb
 from tokenfleet.v1 import inference_pb2
 
 SERVICE = "tokenfleet.v1.Inference"
+AUTHORIZATION_KEY = "authorization"
 # Between saying "not ready" and closing the door. gRPC drops calls that are on their way in that moment, so
 # clients that follow the health service get the time to look elsewhere; the part is of the grace.
 LAME_DUCK_S = 0.5
@@ -68,19 +70,28 @@ class InferenceServer:
 
     async def _generate(self, raw: bytes, context: Context) -> None:
         async with self._call(context) as call:
+            caller = self._admit(context)
             inquiry = read_generate(raw, self._gateway.settings.max_choices)
-            await self._answer(call, context, inquiry, inference_pb2.GenerateResponse)
+            await self._answer(call, caller, context, inquiry, inference_pb2.GenerateResponse)
 
     async def _chat(self, raw: bytes, context: Context) -> None:
         async with self._call(context) as call:
+            caller = self._admit(context)
             inquiry = read_chat(raw, self._gateway.settings.max_choices)
-            await self._answer(call, context, inquiry, inference_pb2.ChatResponse)
+            await self._answer(call, caller, context, inquiry, inference_pb2.ChatResponse)
 
     async def _count_tokens(self, raw: bytes, context: Context) -> inference_pb2.CountTokensResponse:
         async with self._call(context) as call:
+            caller = self._admit(context)
             model, prompt = read_count(raw)
             order = Order(
-                request_id="", model=model, sampling=pb.SamplingParams(), budget=None, deadline=call.deadline
+                request_id="",
+                model=model,
+                sampling=pb.SamplingParams(),
+                budget=None,
+                deadline=call.deadline,
+                tenant=caller.tenant,
+                priority=caller.priority(),
             )
             count = await self._gateway.count(order, prompt)
             context_length = self._gateway.catalog.get(model).context_length
@@ -88,6 +99,7 @@ class InferenceServer:
 
     async def _list_models(self, raw: bytes, context: Context) -> inference_pb2.ListModelsResponse:
         async with self._call(context):
+            self._admit(context)
             parse(inference_pb2.ListModelsRequest, raw)
             resident = await self._residency.resident()
             models = [
@@ -105,7 +117,16 @@ class InferenceServer:
         settings = self._gateway.settings
         return Call(context, self._gateway.metrics, settings.request_timeout_s, self._running)
 
-    async def _answer(self, call: Call, context: Context, inquiry: Inquiry, response: type[Response]) -> None:
+    def _admit(self, context: Context) -> Caller:
+        """Raises FleetError (UNAUTHENTICATED); nothing of the request was looked at by then."""
+        for key, value in context.invocation_metadata() or ():
+            if key == AUTHORIZATION_KEY:
+                return self._gateway.keys.admit(value.encode() if isinstance(value, str) else value)
+        return self._gateway.keys.admit(None)
+
+    async def _answer(
+        self, call: Call, caller: Caller, context: Context, inquiry: Inquiry, response: type[Response]
+    ) -> None:
         call.request_id = inquiry.request_id
         order = Order(
             request_id=inquiry.request_id,
@@ -113,7 +134,8 @@ class InferenceServer:
             sampling=inquiry.sampling,
             budget=inquiry.budget,
             deadline=call.deadline,
-            priority=inquiry.priority,
+            tenant=caller.tenant,
+            priority=caller.priority(inquiry.priority),
         )
         generation, budget = await self._gateway.prepare(order, inquiry.prompt)
         sink = DeltaSink(

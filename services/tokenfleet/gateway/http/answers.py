@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
+from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway, Order, Prompt
 from tokenfleet.gateway.http.errors import invalid
 from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest, Message
@@ -16,13 +17,15 @@ Request = ChatCompletionRequest | CompletionRequest
 Prepared = SequenceOf[tuple[Generation, int]]
 
 
-def order_of(request: Request, request_id: str, deadline: float) -> Order:
+def order_of(request: Request, request_id: str, deadline: float, caller: Caller) -> Order:
     return Order(
         request_id=request_id,
         model=request.model,
         sampling=request.sampling(),
         budget=request.budget,
         deadline=deadline,
+        tenant=caller.tenant,
+        priority=caller.priority(),
     )
 
 

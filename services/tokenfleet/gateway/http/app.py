@@ -15,9 +15,18 @@ from starlette.routing import Route
 
 from tokenfleet.gateway.core import Gateway
 from tokenfleet.gateway.http.completions import CompletionEndpoint, Receive
-from tokenfleet.gateway.http.errors import HttpError, error_body, error_headers, status_of
-from tokenfleet.gateway.http.guard import SCOPE_KEY
-from tokenfleet.gateway.http.headers import FIELDS_KEY, ORIGIN, Fields, Headers, Origins, request_id
+from tokenfleet.gateway.http.errors import HttpError, error_body, error_code, error_headers, status_of
+from tokenfleet.gateway.http.guard import SCOPE_KEY, Rules
+from tokenfleet.gateway.http.headers import (
+    AUTHORIZATION,
+    CALLER_KEY,
+    FIELDS_KEY,
+    ORIGIN,
+    Fields,
+    Headers,
+    Origins,
+    request_id,
+)
 from tokenfleet.gateway.http.sinks import Send
 from tokenfleet.gateway.http.tokenize import TokenizeEndpoints
 from tokenfleet.gateway.http.websocket import PATH as SOCKET_PATH
@@ -31,6 +40,8 @@ Ready = Callable[[], dict[str, bool]]
 log = get_logger(__name__)
 
 NO_BODY = (b"content-length", b"0")
+# What needs no API key: nothing in it is anybody's, and probes and readers of documentation have none.
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/openapi.json"})
 
 
 class HttpApp:
@@ -42,6 +53,7 @@ class HttpApp:
             "/v1/chat/completions": CompletionEndpoint(gateway, chat=True),
             "/v1/completions": CompletionEndpoint(gateway, chat=False),
         }
+        self._keys = gateway.keys
         self._other = _starlette(gateway, ready, registry, list(self._hot))
 
     @property
@@ -53,16 +65,23 @@ class HttpApp:
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
             return
-        if scope["method"] == "POST":
-            endpoint = self._hot.get(scope["path"])
-            if endpoint is not None:
-                await endpoint(scope, receive, send)
-                return
         fields: Fields = scope[FIELDS_KEY]
         rules = scope[SCOPE_KEY].rules
         if scope["method"] == "OPTIONS" and ORIGIN in fields:
             await _answer_preflight(rules.origins.preflight(fields), send)
             return
+        path = scope["path"]
+        if path not in OPEN_PATHS:
+            try:
+                scope[CALLER_KEY] = self._keys.admit(fields.get(AUTHORIZATION))
+            except FleetError as error:
+                await _turn_away(error, rules, fields, send)
+                return
+        if scope["method"] == "POST":
+            endpoint = self._hot.get(path)
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
         headers = rules.headers(fields, request_id(fields, "req"))
         await self._other(scope, receive, _adding(headers, send))  # type: ignore[arg-type]
 
@@ -76,6 +95,20 @@ def _adding(headers: Headers, send: Send) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+async def _turn_away(error: FleetError, rules: Rules, fields: Fields, send: Send) -> None:
+    """Answers whoever has no key that is good here; the request's body stays unread."""
+    rules.refused(error_code(error))
+    body = orjson.dumps(error_body(error))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        *rules.headers(fields, request_id(fields, "refused")),
+        *error_headers(error),
+    ]
+    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _answer_preflight(headers: Headers, send: Send) -> None:
@@ -103,6 +136,8 @@ def _starlette(
         return JSONResponse({"status": "ready" if well else "not ready", **parts}, 200 if well else 503)
 
     async def metrics(_: Request) -> Response:
+        if gateway.keys.required:  # what all tenants do is no tenant's business
+            raise HttpError(404, "not_found", "with API keys, metrics are only at --metrics-listen")
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def taken_before(request: Request) -> Response:

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway
 from tokenfleet.gateway.http.answers import (
     Prepared,
@@ -25,7 +26,7 @@ from tokenfleet.gateway.http.chunks import DONE, FINISH_NAMES, ChunkStyle, chunk
 from tokenfleet.gateway.http.connection import Connection
 from tokenfleet.gateway.http.errors import error_body, error_headers, status_of
 from tokenfleet.gateway.http.guard import SCOPE_KEY
-from tokenfleet.gateway.http.headers import FIELDS_KEY, Fields, request_id, request_timeout_s
+from tokenfleet.gateway.http.headers import CALLER_KEY, FIELDS_KEY, Fields, request_id, request_timeout_s
 from tokenfleet.gateway.http.logprob_sink import LogprobStreamSink
 from tokenfleet.gateway.http.logprobs import Logprobs
 from tokenfleet.gateway.http.schemas import (
@@ -99,6 +100,7 @@ class Answer:
         self._interruption = interruption
         self._chat = chat
         self._fields: Fields = scope[FIELDS_KEY]
+        self._caller: Caller = scope[CALLER_KEY]
         self.request_id = request_id(self._fields, "chatcmpl" if chat else "cmpl")
         self._created = int(time.time())
         self._headers = connection.rules.headers(self._fields, self.request_id)
@@ -110,7 +112,7 @@ class Answer:
         timeout_s = request_timeout_s(self._fields, self._gateway.settings.request_timeout_s)
         deadline = asyncio.get_running_loop().time() + timeout_s
         self._interruption.expire_at(deadline, timeout_s)
-        order = order_of(request, self.request_id, deadline)
+        order = order_of(request, self.request_id, deadline, self._caller)
         prepared = await prepare(self._gateway, request, order)
         choices = request.n or 1
         if request.stream:

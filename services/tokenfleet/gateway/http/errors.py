@@ -43,6 +43,7 @@ _CODES = {
     pb.REASON_MODEL_NOT_FOUND: "model_not_found",
     pb.REASON_CONTEXT_LENGTH_EXCEEDED: "context_length_exceeded",
     pb.REASON_INVALID_ARGUMENT: "invalid_value",
+    pb.REASON_UNAUTHENTICATED: "invalid_api_key",
 }
 
 
@@ -84,7 +85,9 @@ def error_body(error: FleetError) -> dict[str, Any]:
 
 
 def error_headers(error: FleetError) -> list[tuple[bytes, bytes]]:
-    """Retry-After in whole seconds, rounded up, where there is advice."""
+    """Retry-After in whole seconds, rounded up, where there is advice; how to log in where one has to."""
+    if error.reason == pb.REASON_UNAUTHENTICATED:
+        return [(b"www-authenticate", b"Bearer")]
     if error.retry_after_s <= 0:
         return []
     return [(b"retry-after", str(math.ceil(error.retry_after_s)).encode())]

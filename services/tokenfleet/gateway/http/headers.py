@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 from tokenfleet.gateway.http.errors import invalid
 
 FIELDS_KEY = "tokenfleet.fields"
+CALLER_KEY = "tokenfleet.caller"
 
+AUTHORIZATION = b"authorization"
 CONTENT_ENCODING = b"content-encoding"
 CONTENT_LENGTH = b"content-length"
 EXPECT = b"expect"

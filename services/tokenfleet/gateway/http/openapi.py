@@ -46,6 +46,7 @@ class Operation:
     status: int = 200
     parameters: tuple[Json, ...] = ()
     other: Mapping[int, Any] = field(default_factory=dict)  # answers that are no errors, by status
+    open: bool = False  # needs no key where the others do
 
 
 REQUEST_ID: Json = {
@@ -86,9 +87,11 @@ OPERATIONS: dict[Route, Operation] = {
         WORK,
         GENERATION,
     ),
-    ("GET", "/v1/models"): Operation("List the models of the catalog", answers.ModelList),
+    ("GET", "/v1/models"): Operation(
+        "List the models of the catalog", answers.ModelList, refusals=(*ANY, 401)
+    ),
     ("GET", "/v1/models/{name}"): Operation(
-        "Describe a model", answers.Model, refusals=(*ANY, 404), parameters=(MODEL_NAME,)
+        "Describe a model", answers.Model, refusals=(*ANY, 401, 404), parameters=(MODEL_NAME,)
     ),
     ("POST", "/tokenize"): Operation(
         "Count and show tokens", answers.Tokens, TokenizeRequest, None, WORK, TOKENS
@@ -102,12 +105,14 @@ OPERATIONS: dict[Route, Operation] = {
         refusals=(*ANY, 401, 403, 404, 426),
         description=SOCKET,
     ),
-    ("GET", "/health/live"): Operation("Whether the process serves", answers.Liveness),
+    ("GET", "/health/live"): Operation("Whether the process serves", answers.Liveness, open=True),
     ("GET", "/health/ready"): Operation(
-        "Whether requests can be served now", answers.Readiness, other={503: answers.Readiness}
+        "Whether requests can be served now", answers.Readiness, other={503: answers.Readiness}, open=True
     ),
-    ("GET", "/metrics"): Operation("Metrics for Prometheus", str, content_type=PLAIN),
-    ("GET", "/openapi.json"): Operation("This document", dict[str, Any]),
+    ("GET", "/metrics"): Operation(
+        "Metrics for Prometheus", str, content_type=PLAIN, refusals=(*ANY, 401, 404)
+    ),
+    ("GET", "/openapi.json"): Operation("This document", dict[str, Any], open=True),
 }
 
 
@@ -162,6 +167,8 @@ def _operation(operation: Operation, shapes: _Shapes) -> Json:
         "parameters": [REQUEST_ID, *operation.parameters, *([TIMEOUT] if operation.body else [])],
         "responses": _responses(operation, shapes),
     }
+    if operation.open:
+        described["security"] = []
     if operation.description:
         described["description"] = operation.description
     if operation.body is not None:

@@ -49,7 +49,9 @@ SOCKET = _flowing(
     `x-websocket` describes those of the client and those of the gateway. A request is the body of a chat
     completion, or with `prompt` that of a completion; it ends with the `finish` message that has `usage`,
     or with an `error`. `{"type": "cancel", "request_id": …}` ends it early, and closing the socket ends
-    all. Compression is not offered.
+    all. Compression is not offered. Where the gateway asks for keys, a page, which cannot set headers,
+    offers the subprotocols `tokenfleet` and `tokenfleet-key.KEY`; without a good key its socket is closed
+    with 3000, and the handshake of any other client is refused with 401.
     """
 )
 

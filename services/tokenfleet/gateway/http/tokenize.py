@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway, Order, Prompt
 from tokenfleet.gateway.http.answers import chat_prompt, text_prompt
 from tokenfleet.gateway.http.errors import invalid
-from tokenfleet.gateway.http.headers import FIELDS_KEY, request_id, request_timeout_s
+from tokenfleet.gateway.http.headers import CALLER_KEY, FIELDS_KEY, request_id, request_timeout_s
 from tokenfleet.gateway.http.schemas import (
     MAX_MESSAGES,
     Message,
@@ -87,12 +88,15 @@ class TokenizeEndpoints:
     async def _tokenize(self, request: Request) -> Response:
         body = parse(TokenizeRequest, await request.body())
         timeout_s = self._timeout_s(request)
+        caller: Caller = request.scope[CALLER_KEY]
         order = Order(
             request_id=request_id(request.scope[FIELDS_KEY], "tok"),
             model=body.model,
             sampling=pb.SamplingParams(),
             budget=None,
             deadline=asyncio.get_running_loop().time() + timeout_s,
+            tenant=caller.tenant,
+            priority=caller.priority(),
         )
         try:
             async with asyncio.timeout(timeout_s):

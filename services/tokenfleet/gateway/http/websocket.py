@@ -3,6 +3,10 @@
 A client sends JSON messages: a request (the fields of a chat completion, or `prompt` for a completion, and
 optionally `request_id` and `timeout` in seconds), or `{"type": "cancel", "request_id": …}`.
 
+With API keys, the client shows one when it connects: in the Authorization header, or, since pages cannot set
+headers, by offering the subprotocols `tokenfleet` and `tokenfleet-key.KEY`. Never in the URL, which proxies
+and servers write to their logs.
+
 It gets `loading`, `delta`, `finish` and `error` messages. A request ends with the `finish` that has the
 usage, or with an `error`; an error whose `request_id` is null is about a message that started none. Closing
 the socket cancels everything on it.
@@ -19,11 +23,19 @@ from typing import Any
 import orjson
 from pydantic_core import from_json
 
+from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway
 from tokenfleet.gateway.http.answers import Request
-from tokenfleet.gateway.http.errors import HttpError, error_body, invalid
+from tokenfleet.gateway.http.errors import (
+    HttpError,
+    error_body,
+    error_code,
+    error_headers,
+    invalid,
+    status_of,
+)
 from tokenfleet.gateway.http.guard import SCOPE_KEY
-from tokenfleet.gateway.http.headers import MAX_REQUEST_ID_CHARS, Origins
+from tokenfleet.gateway.http.headers import AUTHORIZATION, MAX_REQUEST_ID_CHARS, ORIGIN, Fields, Origins
 from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest, check_count, validate
 from tokenfleet.gateway.http.sinks import Send
 from tokenfleet.gateway.http.websocket_connection import WebSocketConnection, error_message, message_frame
@@ -32,7 +44,10 @@ from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
 
 PATH = "/v1/stream"
-UNSUPPORTED_DATA, RESTART = 1003, 1012
+SUBPROTOCOL = "tokenfleet"
+KEY_SUBPROTOCOL = "tokenfleet-key."
+# UNAUTHORIZED is what IANA's registry of close codes has for it.
+UNSUPPORTED_DATA, RESTART, UNAUTHORIZED = 1003, 1012, 3000
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -46,29 +61,55 @@ class WebSocketEndpoint:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await receive()
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await _reject(refusal, send)
+        fields: Fields = dict(scope["headers"])
+        offered: list[str] = scope["subprotocols"]
+        accept = {"type": "websocket.accept"}
+        if SUBPROTOCOL in offered:  # browsers hang up when none of those that they offer is taken
+            accept["subprotocol"] = SUBPROTOCOL
+        try:
+            self._check(scope["path"], fields)
+            caller = self._admit(fields, offered)
+        except FleetError as error:
+            connection: WebSocketConnection = scope[SCOPE_KEY]
+            connection.rules.refused(error_code(error))
+            if error.reason != pb.REASON_UNAUTHENTICATED or not (offered or ORIGIN in fields):
+                await _reject(error, send)
+                return
+            # a browser shows its page nothing of a refused handshake, so that it is told afterwards
+            await send(accept)
+            connection.write(message_frame(error_message(error)))
+            connection.hang_up(UNAUTHORIZED, error_code(error))
             return
-        await send({"type": "websocket.accept"})
-        await Session(self._gateway, scope[SCOPE_KEY], receive).run()
+        await send(accept)
+        await Session(self._gateway, scope[SCOPE_KEY], receive, caller).run()
 
-    def _refusal(self, scope: dict[str, Any]) -> HttpError | None:
-        if scope["path"] != PATH:
-            return HttpError(404, "not_found", f"no WebSocket is served here, but at {PATH}")
-        fields = dict(scope["headers"])
+    def _admit(self, fields: Fields, offered: list[str]) -> Caller:
+        """Raises FleetError (UNAUTHENTICATED)."""
+        keys = self._gateway.keys
+        for subprotocol in offered:
+            if subprotocol.startswith(KEY_SUBPROTOCOL) and AUTHORIZATION not in fields:
+                return keys.admit_key(subprotocol.removeprefix(KEY_SUBPROTOCOL).encode())
+        return keys.admit(fields.get(AUTHORIZATION))
+
+    def _check(self, path: str, fields: Fields) -> None:
+        """Raises FleetError when nobody, or nobody from that page, may connect."""
+        if path != PATH:
+            raise HttpError(404, "not_found", f"no WebSocket is served here, but at {PATH}")
         origin, host = fields.get(b"origin"), fields.get(b"host", b"")
         if origin is None or origin.partition(b"://")[2] == host or self._origins.allow(origin):
-            return None
+            return
         message = f"pages of {origin[:256].decode('latin-1')!r} may not connect: see --allowed-origins"
-        return HttpError(403, "origin_not_allowed", message)
+        raise HttpError(403, "origin_not_allowed", message)
 
 
 class Session:
     """What goes on on one socket."""
 
-    def __init__(self, gateway: Gateway, connection: WebSocketConnection, receive: Receive) -> None:
+    def __init__(
+        self, gateway: Gateway, connection: WebSocketConnection, receive: Receive, caller: Caller
+    ) -> None:
         self._gateway = gateway
+        self._caller = caller
         self._connection = connection
         self._receive = receive
         self._running: dict[str, SocketRequest] = {}
@@ -132,11 +173,18 @@ class Session:
             self._check_room()
             timeout_s = _timeout_s(message.pop("timeout", None), self._gateway.settings.request_timeout_s)
             request = _request(message)
+            caller = self._gateway.keys.admit_again(self._caller)
         except FleetError as error:
             self._connection.write(message_frame(error_message(error, request_id)))
             return
         self._running[request_id] = SocketRequest(
-            self._gateway, self._connection, request, request_id, timeout_s, self._ended
+            self._gateway,
+            self._connection,
+            request,
+            request_id,
+            timeout_s,
+            self._ended,
+            caller=caller,
         )
 
     def _check_room(self) -> None:
@@ -201,8 +249,8 @@ def _draining() -> FleetError:
     return FleetError(pb.REASON_DRAINING, message, retry_after_s=1.0)
 
 
-async def _reject(error: HttpError, send: Send) -> None:
+async def _reject(error: FleetError, send: Send) -> None:
     body = orjson.dumps(error_body(error))
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+    headers = [(b"content-type", b"application/json"), *error_headers(error)]
+    await send({"type": "websocket.http.response.start", "status": status_of(error), "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway
 from tokenfleet.gateway.http.answers import Request, order_of, prepare, provenance_of, sequences_of, usage_of
 from tokenfleet.gateway.http.chunks import FINISH_NAMES
@@ -46,12 +47,15 @@ class SocketRequest:
         request_id: str,
         timeout_s: float,
         on_end: Callable[[SocketRequest], None],
+        *,
+        caller: Caller,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._gateway = gateway
         self._connection = connection
         self._request = request
         self.request_id = request_id
+        self._caller = caller
         self._on_end = on_end
         self._cause: FleetError | None = None
         self._moulds: dict[int, bytes] = {}
@@ -118,7 +122,8 @@ class SocketRequest:
 
     async def _serve(self, deadline: float) -> None:
         request = self._request
-        prepared = await prepare(self._gateway, request, order_of(request, self.request_id, deadline))
+        order = order_of(request, self.request_id, deadline, self._caller)
+        prepared = await prepare(self._gateway, request, order)
         choices = request.n or 1
         sequences = sequences_of(prepared, choices, self)
         await self._gateway.run(sequences)
