@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -174,8 +174,13 @@ async def router_between(
     frames: bool = True,
     held: bool = True,
     loader_away: bool = False,
+    named: str | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Harness]:
-    """`held`: the workers hold the model from the start, and the router knows it."""
+    """`held`: the workers hold the model from the start, and the router knows it, unless it has to find them.
+
+    `named`: what the router is told of them instead of their addresses.
+    """
     async with AsyncExitStack() as stack:
         loader = Loader()
         host = GrpcHost(
@@ -192,13 +197,14 @@ async def router_between(
             stack.push_async_callback(worker.die)
             if held:
                 worker.holds(MODEL)
-        targets = ",".join(worker.target for worker in workers)
+        targets = named or ",".join(worker.target for worker in workers)
         router = await stack.enter_async_context(
-            running("router", "--loader", target, "--workers", targets, *flags)
+            running("router", "--loader", target, "--workers", targets, *flags, env=env)
         )
-        if not loader_away:
+        if not loader_away and not named:
             await router.ready("tokenfleet.v1.Router")
-        await router.logged("worker connected", len(workers))
+        if not named:
+            await router.logged("worker connected", len(workers))
         gateway = Gateway()
         await gateway.connect(router.address, frames=frames)
         assert gateway.link is not None

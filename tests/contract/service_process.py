@@ -84,10 +84,14 @@ async def launch(module: str, *flags: str, env: Mapping[str, str] | None = None)
 
 @asynccontextmanager
 async def running(
-    module: str, *flags: str, listen: str = "127.0.0.1:0", code: int = 0
+    module: str,
+    *flags: str,
+    listen: str = "127.0.0.1:0",
+    code: int = 0,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[ServiceProcess]:
     """The service, serving and not necessarily ready; it has to stop with `code`."""
-    service = await launch(module, "--listen", listen, *flags)
+    service = await launch(module, "--listen", listen, *flags, env=env)
     try:
         (serving, *_) = await service.logged("serving")
         service.address = f"127.0.0.1:{serving['grpc']}"

@@ -15,6 +15,7 @@ from tokenfleet.gateway.settings import GatewaySettings
 from tokenfleet.gateway.tokenizer_pool import TokenizerPool, failure_if_too_long
 from tokenfleet.gateway.write_batch import WriteBatch
 from tokenfleet.runtime.catalog import CatalogWatch
+from tokenfleet.runtime.discovery import OwnZone
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
 from tokenfleet.v1 import tokenizer_pb2
@@ -54,12 +55,14 @@ class Gateway:
         writes: WriteBatch,
         *,
         keys: Keyring,
+        zone: OwnZone,
     ) -> None:
         self.settings = settings
         self.keys = keys
         self.catalog = catalog
         self.metrics = metrics
         self.writes = writes
+        self._zone = zone
         self._tokenizers = tokenizers
         self._generator = generator
 
@@ -126,7 +129,7 @@ class Gateway:
         context.request_id = order.request_id
         context.tenant = order.tenant
         context.priority = order.priority
-        context.client_zone = self.settings.zone
+        context.client_zone = self._zone.name
         context.deadline_ms = max(1, round((order.deadline - now) * 1000))
         return await self._tokenizers.encode(job, order.tenant + prompt.affinity)
 

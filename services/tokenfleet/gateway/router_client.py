@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tokenfleet.gateway.persistent_link import PersistentLink
+from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import router_pb2
 
@@ -33,9 +34,12 @@ class _Pending:
 class RouterClient:
     """Places sequences, and tells what became of them."""
 
-    def __init__(self, targets: Sequence[str], gateway_id: str, *, frames: bool) -> None:
+    def __init__(self, gateway_id: str, *, frames: bool) -> None:
         self._gateway_id = gateway_id
-        self._links = [self._link_to(target, frames) for target in targets]
+        self._frames = frames
+        self._peers: dict[str, Peer] = {}
+        self._links: dict[str, _RouterLink] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
         self._active: _RouterLink | None = None
         self._outgoing = router_pb2.ScheduleRequest()
         self._leaving = False  # at the end of this turn of the loop
@@ -49,12 +53,27 @@ class RouterClient:
     def ready(self) -> bool:
         return self._active is not None
 
-    def start(self) -> None:
-        for link in self._links:
-            link.start()
-
     async def stop(self) -> None:
-        await asyncio.gather(*(link.stop() for link in self._links))
+        await asyncio.gather(*(link.stop() for link in self._links.values()), *self._stopping)
+
+    def peer_came(self, peer: Peer) -> None:
+        """There shall be a router at that address."""
+        self._peers[peer.target] = peer
+        link = self._links[peer.target] = self._link_to(peer.target)
+        link.start()
+
+    def peer_changed(self, peer: Peer) -> None:
+        """A router that is to go ends its streams itself, and until then it decides."""
+        self._peers[peer.target] = peer
+
+    def peer_left(self, target: str) -> None:
+        """Whatever it has not decided is asked of another."""
+        del self._peers[target]
+        link = self._links.pop(target)
+        stopping = asyncio.create_task(link.stop())
+        self._stopping.add(stopping)
+        stopping.add_done_callback(self._stopping.discard)
+        self._deactivate(link)
 
     async def place(
         self, ask: router_pb2.Ask, on_waiting: Callable[[router_pb2.Waiting], None]
@@ -82,7 +101,7 @@ class RouterClient:
             if self._departure is None:
                 self._departure = asyncio.get_running_loop().call_later(RELEASE_WITHIN_S, self._flush)
 
-    def _link_to(self, target: str, frames: bool) -> _RouterLink:
+    def _link_to(self, target: str) -> _RouterLink:
         link: _RouterLink = PersistentLink(
             target,
             METHOD,
@@ -91,7 +110,7 @@ class RouterClient:
             on_received=self._received,
             on_up=lambda: self._activate(link),
             on_down=lambda: self._deactivate(link),
-            frames=frames,
+            frames=self._frames,
         )
         return link
 
@@ -107,9 +126,13 @@ class RouterClient:
     def _deactivate(self, link: _RouterLink) -> None:
         if self._active is link:
             self._active = None
-            standby = next((other for other in self._links if other.up), None)
-            if standby is not None:
-                self._activate(standby)
+            standbys = [other for other in self._links.values() if other.up]
+            if standbys:
+                self._activate(max(standbys, key=self._preference))
+
+    def _preference(self, link: _RouterLink) -> tuple[bool, bool]:
+        peer = self._peers[link.target]
+        return not peer.terminating, peer.ready
 
     def _leave_soon(self) -> None:
         if not self._leaving:

@@ -1,7 +1,8 @@
 """The gateway's process: its links, its HTTP and gRPC servers, and the order in which they stop.
 
-On SIGTERM readiness goes first, so that load balancers look elsewhere; then no new connection is accepted and
-running answers finish within the grace; what is left is cut off with a typed event.
+On SIGTERM readiness goes first. Load balancers learn of that late, so connections are accepted for a while
+yet; then no more are, and running answers finish within the grace; what is left is cut off with a typed
+event.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tokenfleet.gateway.tokenizer_pool import TokenizerPool
 from tokenfleet.gateway.worker_link import WorkerLinks
 from tokenfleet.gateway.write_batch import WriteBatch
 from tokenfleet.runtime.catalog import CatalogWatch
+from tokenfleet.runtime.discovery import Discovery, OwnZone
 from tokenfleet.runtime.grpc_host import GrpcHost
 from tokenfleet.runtime.lifecycle import Lifecycle, StartupError, freeze_heap
 from tokenfleet.runtime.metrics import serve_metrics
@@ -62,14 +64,26 @@ class GatewayService:
         gateway_id = f"gateway-{uuid.uuid4().hex[:12]}"
         metrics = GatewayMetrics(registry)
         self._catalog = CatalogWatch(settings.loader)
-        self._tokenizers = TokenizerPool(settings.tokenizers, frames=settings.frames)
-        self._router = RouterClient(settings.routers, gateway_id, frames=settings.frames)
+        self._tokenizers = TokenizerPool(frames=settings.frames)
+        self._router = RouterClient(gateway_id, frames=settings.frames)
+        self._zone = OwnZone(settings.zone)
+        self._discoveries = (
+            Discovery(settings.tokenizers, self._tokenizers),
+            Discovery(settings.routers, self._router),
+        )
         writes = WriteBatch()
         self._workers = WorkerLinks(metrics, writes, gateway_id, frames=settings.frames)
         generator = Generator(self._router, self._workers, metrics, settings.max_attempts)
         self._keys = _keyring(settings)
         self._gateway = Gateway(
-            settings, self._catalog, self._tokenizers, generator, metrics, writes, keys=self._keys
+            settings,
+            self._catalog,
+            self._tokenizers,
+            generator,
+            metrics,
+            writes,
+            keys=self._keys,
+            zone=self._zone,
         )
         self._inference = InferenceServer(self._gateway)
         self._stopping = False
@@ -88,16 +102,21 @@ class GatewayService:
         metrics_port = serve_metrics(settings.metrics_listen, self._registry)
         await self._catalog.start()
         self._keys.start()
-        self._tokenizers.start()
-        self._router.start()
+        self._zone.start()
+        for discovery in self._discoveries:
+            discovery.start()
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         freeze_heap()
         log.info("serving", http=self.http_port, grpc=self.grpc_port, metrics=metrics_port)
         await self._follow_readiness(host, lifecycle, serving)
         self._stopping = True
         await host.set_ready(False)
+        if settings.shutdown_delay_s:
+            log.info("not ready, still accepting", seconds=settings.shutdown_delay_s)
+            await asyncio.sleep(settings.shutdown_delay_s)
         http.should_exit = True
         await asyncio.gather(serving, self._inference.stop(host, settings.grace_s))
+        await asyncio.gather(self._zone.stop(), *(discovery.stop() for discovery in self._discoveries))
         await asyncio.gather(self._tokenizers.stop(), self._router.stop(), self._workers.close())
         await asyncio.gather(self._catalog.stop(), self._keys.stop())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from tokenfleet.runtime.discovery import PeerTargets, ZoneName
 from tokenfleet.runtime.settings import ServiceSettings, Targets
 
 
@@ -17,13 +18,27 @@ class GatewaySettings(ServiceSettings):
 
     http_listen: str = Field("127.0.0.1:8080", description="host:port of the OpenAI-compatible HTTP API")
     listen: str = Field("127.0.0.1:8081", description="host:port of gRPC")
-    tokenizers: Targets = Field(default_factory=list, description="host:port of the tokenizers")
-    routers: Targets = Field(default_factory=list, description="host:port of the routers")
+    tokenizers: PeerTargets = Field(
+        default_factory=list, description="the tokenizers: host:port, or kubernetes://SERVICE:PORT"
+    )
+    routers: PeerTargets = Field(
+        default_factory=list, description="the routers: host:port, or kubernetes://SERVICE:PORT"
+    )
     loader: str = Field("127.0.0.1:8085", description="host:port of the model-loader, for the catalog")
     api_keys_file: Path | None = Field(
         None, description="the API keys, one JSON object a line; none: everybody may use the gateway"
     )
-    zone: str = Field("", description="this gateway's zone; its clients count as being in it")
+    zone: ZoneName = Field(
+        "",
+        description="this gateway's zone, in which its clients count as being; kubernetes://SERVICE looks it "
+        "up in the endpoints of the gateway's own Service",
+    )
+    shutdown_delay_s: float = Field(
+        0.0,
+        ge=0,
+        description="how long after SIGTERM connections are still accepted, readiness being down, until load "
+        "balancers have looked",
+    )
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request that names none")
     decision_wait_s: float = Field(2.0, ge=0, description="how long response headers wait for a decision")
     max_attempts: int = Field(5, ge=1, description="failures in a row without a token before giving up")

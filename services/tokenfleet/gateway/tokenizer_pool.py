@@ -15,6 +15,7 @@ import grpc
 import xxhash
 
 from tokenfleet.gateway.persistent_link import PersistentLink
+from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError, from_rpc_error
 from tokenfleet.runtime.grpc_host import open_channel
 from tokenfleet.v1 import common_pb2 as pb
@@ -36,6 +37,7 @@ class _Tokenizer:
     """One tokenizer, what it works on, and what leaves for it at the end of this turn of the loop."""
 
     target: str
+    peer: Peer
     link: PersistentLink[tokenizer_pb2.EncodeRequest, tokenizer_pb2.EncodeResponse] | None = None
     channel: grpc.aio.Channel | None = None  # for the rare unary calls
     jobs: dict[int, _Job] = field(default_factory=dict)
@@ -44,6 +46,10 @@ class _Tokenizer:
     @property
     def up(self) -> bool:
         return self.link is not None and self.link.up
+
+    @property
+    def preferred(self) -> bool:
+        return self.peer.ready and not self.peer.terminating
 
     def stub(self) -> tokenizer_pb2_grpc.TokenizerAsyncStub:
         if self.channel is None:
@@ -65,23 +71,36 @@ class _Tokenizer:
 class TokenizerPool:
     """Encodes on whichever tokenizer is up; a job whose tokenizer dies goes to another."""
 
-    def __init__(self, targets: Sequence[str], *, frames: bool) -> None:
+    def __init__(self, *, frames: bool) -> None:
         self._frames = frames
-        self._tokenizers = [_Tokenizer(target) for target in targets]
+        self._tokenizers: dict[str, _Tokenizer] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
         self._waiting: list[_Job] = []
         self._last_id = 0
 
     @property
     def ready(self) -> bool:
-        return any(tokenizer.up for tokenizer in self._tokenizers)
-
-    def start(self) -> None:
-        for tokenizer in self._tokenizers:
-            tokenizer.link = self._link_to(tokenizer)
-            tokenizer.link.start()
+        return any(tokenizer.up for tokenizer in self._tokenizers.values())
 
     async def stop(self) -> None:
-        await asyncio.gather(*(tokenizer.stop() for tokenizer in self._tokenizers))
+        await asyncio.gather(*(tokenizer.stop() for tokenizer in self._tokenizers.values()), *self._stopping)
+
+    def peer_came(self, peer: Peer) -> None:
+        """There shall be a tokenizer at that address."""
+        tokenizer = self._tokenizers[peer.target] = _Tokenizer(peer.target, peer)
+        tokenizer.link = self._link_to(tokenizer)
+        tokenizer.link.start()
+
+    def peer_changed(self, peer: Peer) -> None:
+        self._tokenizers[peer.target].peer = peer
+
+    def peer_left(self, target: str) -> None:
+        """Whatever it has not answered goes to another."""
+        tokenizer = self._tokenizers.pop(target)
+        stopping = asyncio.create_task(tokenizer.stop())
+        self._stopping.add(stopping)
+        stopping.add_done_callback(self._stopping.discard)
+        self._reassign(tokenizer)
 
     async def encode(self, job: tokenizer_pb2.EncodeJob, affinity: str) -> tokenizer_pb2.EncodeResult:
         """Token ids and block hashes of the job's text. Raises FleetError as the tokenizer says."""
@@ -104,8 +123,7 @@ class TokenizerPool:
         """The ids as text, special tokens included. Raises FleetError as the tokenizer says."""
         failure = FleetError(pb.REASON_NO_WORKER, "no tokenizer can be reached", retry_after_s=1.0)
         request = tokenizer_pb2.DecodeRequest(model=model, token_ids=token_ids)
-        up = [tokenizer for tokenizer in self._tokenizers if tokenizer.up]
-        for tokenizer in sorted(up, key=lambda one: len(one.jobs)):
+        for tokenizer in sorted(self._up(), key=lambda one: len(one.jobs)):
             try:
                 return (await tokenizer.stub().Decode(request, timeout=timeout_s)).text
             except grpc.aio.AioRpcError as error:
@@ -126,12 +144,17 @@ class TokenizerPool:
         tokenizer.outgoing.jobs.append(job.message)
 
     def _choose(self, key: bytes) -> _Tokenizer | None:
-        up = [tokenizer for tokenizer in self._tokenizers if tokenizer.up]
+        up = self._up()
         if len(up) <= 1:
             return up[0] if up else None
         limit = BOUNDED_LOAD * (sum(len(one.jobs) for one in up) + 1) / len(up) + 1
         fitting = [one for one in up if len(one.jobs) < limit]
         return max(fitting, key=lambda one: xxhash.xxh3_64_intdigest(one.target.encode() + key))
+
+    def _up(self) -> list[_Tokenizer]:
+        """Those that can be reached; of them those that are to stay, if there are any."""
+        up = [tokenizer for tokenizer in self._tokenizers.values() if tokenizer.up]
+        return [tokenizer for tokenizer in up if tokenizer.preferred] or up
 
     def _link_to(
         self, tokenizer: _Tokenizer

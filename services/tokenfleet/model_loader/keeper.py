@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -18,6 +18,7 @@ from tokenfleet.model_loader.flight import Flight
 from tokenfleet.model_loader.history import History
 from tokenfleet.model_loader.metrics import ModelLoaderMetrics
 from tokenfleet.model_loader.worker_link import WorkerLink
+from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2, model_loader_pb2, worker_pb2
@@ -36,7 +37,6 @@ class Keeper:
 
     def __init__(
         self,
-        targets: Sequence[str],
         patience_s: float,
         history: History,
         registry: CollectorRegistry = REGISTRY,
@@ -47,19 +47,33 @@ class Keeper:
         self._metrics = ModelLoaderMetrics(self.residency, registry)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._links = {
-            target: WorkerLink(target, described=self._described, used=self._used, lost=self._lost)
-            for target in targets
-        }
+        self._links: dict[str, WorkerLink] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._flights: dict[Demand, Flight] = {}
         self._tasks: dict[asyncio.Task[None], LoadOrder] = {}
         self._loading: dict[LoadOrder, common_pb2.LoadProgress] = {}
 
     def start(self) -> None:
-        for link in self._links.values():
-            self.residency.expect(link.target, self._loop.time())
-            link.start()
         self._tick()
+
+    def peer_came(self, peer: Peer) -> None:
+        """There shall be a worker. One that is not ready counts too: it may be waiting for a load."""
+        self.residency.expect(peer.target, self._loop.time())
+        link = WorkerLink(peer, described=self._described, used=self._used, lost=self._lost)
+        self._links[peer.target] = link
+        link.start()
+
+    def peer_changed(self, peer: Peer) -> None:
+        self._links[peer.target].update(peer)
+
+    def peer_left(self, target: str) -> None:
+        link = self._links.pop(target)
+        link.leave()
+        stopping = asyncio.create_task(link.stop())
+        self._leaving.add(stopping)
+        stopping.add_done_callback(self._leaving.discard)
+        self.residency.leave(target, self._loop.time())
+        self.replan()
 
     async def stop(self) -> None:
         if self._timer is not None:
@@ -67,7 +81,7 @@ class Keeper:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(link.stop() for link in self._links.values()))
+        await asyncio.gather(*(link.stop() for link in self._links.values()), *self._leaving)
 
     # -- what callers ask --------------------------------------------------------------------------
 
@@ -120,7 +134,8 @@ class Keeper:
         orders, settlements = self.residency.plan(self._loop.time())
         for order in orders:
             request = worker_pb2.LoadModelRequest(spec=self.specs[order.model], engine=order.engine)
-            task = asyncio.create_task(self._carry_out(order, request), name=f"load {order.model}")
+            carrying_out = self._carry_out(order, self._links[order.target], request)
+            task = asyncio.create_task(carrying_out, name=f"load {order.model}")
             self._tasks[task] = order
             task.add_done_callback(self._tasks.pop)
         for settlement in settlements:
@@ -144,11 +159,13 @@ class Keeper:
         if model in self.specs:
             self._history.used(model, round(time.time() * 1000))
 
-    async def _carry_out(self, order: LoadOrder, request: worker_pb2.LoadModelRequest) -> None:
+    async def _carry_out(
+        self, order: LoadOrder, link: WorkerLink, request: worker_pb2.LoadModelRequest
+    ) -> None:
         log.info("load ordered", model=order.model, worker=order.worker_id, engine=order.engine)
         began = self._loop.time()
         try:
-            async for response in self._links[order.target].load(request):
+            async for response in link.load(request):
                 progress = response.progress
                 if progress.stage == Stage.STAGE_READY:
                     self._succeeded(order, response.residency_epoch, self._loop.time() - began)

@@ -14,6 +14,7 @@ from tokenfleet.model_loader.keeper import Keeper
 from tokenfleet.model_loader.settings import ModelLoaderSettings
 from tokenfleet.model_loader.store import HistoryKeeper, RedisStore
 from tokenfleet.runtime.changes import Changes
+from tokenfleet.runtime.discovery import Discovery
 from tokenfleet.runtime.errors import FleetError, abort
 from tokenfleet.runtime.grpc_host import GrpcHost
 from tokenfleet.runtime.lifecycle import Lifecycle, StartupError
@@ -36,7 +37,8 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
     def __init__(self, settings: ModelLoaderSettings) -> None:
         self._settings = settings
         self._history = History()
-        self._keeper = Keeper(settings.workers, settings.no_worker_timeout_s, self._history)
+        self._keeper = Keeper(settings.no_worker_timeout_s, self._history)
+        self._workers = Discovery(settings.workers, self._keeper)
         self._catalog = model_loader_pb2.WatchCatalogResponse()
         self._catalog_changes = Changes()
 
@@ -55,12 +57,15 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
         await host.start()
         metrics_port = serve_metrics(settings.metrics_listen)
         self._keeper.start()
-        await host.set_ready(True)
-        log.info("serving", grpc=host.port, metrics=metrics_port, workers=len(settings.workers))
-        await lifecycle.stopping.wait()
+        self._workers.start()
+        log.info("serving", grpc=host.port, metrics=metrics_port, workers=len(self._workers.peers))
+        if await self._workers.wait_synced(lifecycle.stopping, self._keeper.residency.await_workers):
+            await host.set_ready(True)
+            await lifecycle.stopping.wait()
         await host.set_ready(False)
         await host.stop(STOP_GRACE_S)
         await file.stop()
+        await self._workers.stop()
         await self._keeper.stop()
         if store is not None:
             await store.stop()

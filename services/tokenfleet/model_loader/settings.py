@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from tokenfleet.runtime.settings import ServiceSettings, Targets, split_address
+from tokenfleet.runtime.discovery import PeerTargets
+from tokenfleet.runtime.settings import ServiceSettings
 
 STORE_SCHEMES = ("redis://", "rediss://", "unix://")
 
@@ -22,7 +23,9 @@ class ModelLoaderSettings(ServiceSettings):
         None, description="the catalog, YAML; none: the one that comes with tokenfleet"
     )
     catalog_poll_s: float = Field(5.0, gt=0, description="how often to look whether the catalog file changed")
-    workers: Targets = Field(default_factory=list, description="host:port of the workers")
+    workers: PeerTargets = Field(
+        default_factory=list, description="the workers: host:port, or kubernetes://SERVICE:PORT"
+    )
     store: str = Field(
         "",
         description="Redis protocol: redis://host:port/0 or unix:///path; empty: keep no history",
@@ -31,13 +34,6 @@ class ModelLoaderSettings(ServiceSettings):
     no_worker_timeout_s: float = Field(
         30.0, ge=0, description="how long a worker that went away is expected back, and waited for"
     )
-
-    @field_validator("workers")
-    @classmethod
-    def _addresses(cls, workers: list[str]) -> list[str]:
-        for target in workers:
-            split_address(target)
-        return list(dict.fromkeys(workers))
 
     @field_validator("store")
     @classmethod

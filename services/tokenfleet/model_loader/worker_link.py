@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 
 from tokenfleet.core.residency import Failure, HostFacts, Place, PlaceState
+from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError, from_rpc_error, reason_name
 from tokenfleet.runtime.following import StreamFollower
 from tokenfleet.runtime.grpc_host import open_channel
@@ -33,13 +34,16 @@ class WorkerLink:
 
     def __init__(
         self,
-        target: str,
+        peer: Peer,
         *,
         described: Callable[[str, HostFacts], None],
         used: Callable[[str], None],
         lost: Callable[[str], None],
     ) -> None:
-        self.target = target
+        self.target = peer.target
+        self._peer = peer
+        self._left = False
+        self._info = worker_pb2.WorkerInfo()
         self._described = described
         self._used = used
         self._lost = lost
@@ -49,7 +53,7 @@ class WorkerLink:
             min_interval_ms=SAMPLE_INTERVAL_MS, watcher_id="model-loader", cache_events=False
         )
         self._follower = StreamFollower(
-            target,
+            peer.target,
             lambda channel: aiter(worker_pb2_grpc.WorkerStub(channel).Watch(request)),
             self._received,
             self._broken,
@@ -59,7 +63,18 @@ class WorkerLink:
         self._follower.start()
 
     async def stop(self) -> None:
+        self.leave()
         await self._follower.stop()
+
+    def leave(self) -> None:
+        """Nothing that the worker says counts from here on."""
+        self._left = True
+
+    def update(self, peer: Peer) -> None:
+        """The cluster says something else of it: a worker that is to go is ordered nothing new."""
+        self._peer = peer
+        if self._up:
+            self._described(self.target, _facts(self._info, self._peer))
 
     async def load(self, request: worker_pb2.LoadModelRequest) -> AsyncIterator[worker_pb2.LoadModelResponse]:
         """Orders a load and follows it. Raises FleetError."""
@@ -82,16 +97,21 @@ class WorkerLink:
         return freed
 
     def _received(self, response: worker_pb2.WatchResponse) -> None:
+        if self._left:
+            return
         if response.HasField("info"):
             if not self._up:
                 log.info("worker connected", worker=response.info.worker_id, target=self.target)
             self._up, self._told_of_failure = True, False
-            self._described(self.target, _facts(response.info))
+            self._info = response.info
+            self._described(self.target, _facts(response.info, self._peer))
         for load in response.load.models:
             if load.running:
                 self._used(load.model)
 
     def _broken(self, error: FleetError) -> None:
+        if self._left:
+            return
         self._up = False
         if not self._told_of_failure:
             log.warning("worker watch broken", target=self.target, error=error.message)
@@ -99,12 +119,12 @@ class WorkerLink:
         self._lost(self.target)
 
 
-def _facts(info: worker_pb2.WorkerInfo) -> HostFacts:
+def _facts(info: worker_pb2.WorkerInfo, peer: Peer) -> HostFacts:
     return HostFacts(
         worker_id=info.worker_id,
         name=info.name,
-        zone=info.zone,
-        accepts=info.state in _ACCEPTING,
+        zone=info.zone or peer.zone,
+        accepts=info.state in _ACCEPTING and not peer.terminating,
         engines=frozenset(info.engines),
         memory_budget_bytes=info.memory_budget_bytes,
         places=tuple(map(_place, info.models)),

@@ -90,6 +90,12 @@ class Dispatcher:
         self.watches[watch.target] = watch
         self.scheduler.fleet.expect(watch.target, self._loop.time())
 
+    def unwatch(self, target: str) -> WorkerWatch:
+        """There is no such worker any more: it is out of the choice at once."""
+        watch = self.watches.pop(target)
+        self.scheduler.fleet.leave(target, self._loop.time())
+        return watch
+
     # -- gateways ----------------------------------------------------------------------------------
 
     def ask(self, session: Session, ask: router_pb2.Ask) -> None:

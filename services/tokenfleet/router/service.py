@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,8 +13,9 @@ from tokenfleet.router.dispatcher import Dispatcher
 from tokenfleet.router.loads import LoadCalls
 from tokenfleet.router.session import Session
 from tokenfleet.router.settings import RouterSettings
-from tokenfleet.router.worker_watch import WorkerWatch, sample_interval_ms
+from tokenfleet.router.worker_watches import WorkerWatches
 from tokenfleet.runtime.catalog import CatalogWatch
+from tokenfleet.runtime.discovery import Discovery
 from tokenfleet.runtime.grpc_host import GrpcHost
 from tokenfleet.runtime.lifecycle import Lifecycle, freeze_heap
 from tokenfleet.runtime.links import Link, LinkServer
@@ -43,6 +42,8 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._loads = LoadCalls(settings.loader)
         self._dispatcher = Dispatcher(settings, self._catalog, self._loads.start)
         self._loads.dispatcher = self._dispatcher
+        self._worker_watches = WorkerWatches(self._dispatcher)
+        self._workers = Discovery(settings.workers, self._worker_watches)
 
     async def run(self, lifecycle: Lifecycle) -> None:
         settings = self._settings
@@ -54,13 +55,15 @@ class RouterService(router_pb2_grpc.RouterServicer):
         )
         await host.start()
         if settings.frames:
-            await self._links.start_frames(settings.listen)
+            await self._links.start_frames(settings.listen, settings.frames_port)
         metrics_port = serve_metrics(settings.metrics_listen)
         await self._catalog.start()
-        self._watch_workers()
+        if not settings.workers:
+            log.warning("no workers are configured: name them with --workers host:port,…")
+        self._workers.start()
         self._dispatcher.start()
         log.info("serving", grpc=host.port, metrics=metrics_port, policy=settings.policy)
-        if await self._first_catalog(lifecycle):
+        if await self._informed(lifecycle):
             freeze_heap()
             await host.set_ready(True)
             log.info("ready")
@@ -115,24 +118,17 @@ class RouterService(router_pb2_grpc.RouterServicer):
             return views
         return [view for view in views if any(held.model == model for held in view.info.models)]
 
-    def _watch_workers(self) -> None:
-        targets = self._settings.workers
-        if not targets:
-            log.warning("no workers are configured: name them with --workers host:port,…")
-        watcher_id = f"router-{socket.gethostname()}-{os.getpid()}"
-        interval_ms = sample_interval_ms(len(targets))
-        for target in targets:
-            watch = WorkerWatch(target, watcher_id, interval_ms, self._dispatcher)
-            self._dispatcher.watch(watch)
-            watch.start()
-
-    async def _first_catalog(self, lifecycle: Lifecycle) -> bool:
-        """Whether a catalog arrived before the process was told to stop."""
+    async def _informed(self, lifecycle: Lifecycle) -> bool:
+        """Whether workers and catalog became known before the process was told to stop."""
+        if not await self._workers.wait_synced(
+            lifecycle.stopping, self._dispatcher.scheduler.fleet.await_workers
+        ):
+            return False
         waits = [asyncio.create_task(event.wait()) for event in (self._catalog.first, lifecycle.stopping)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        return self._catalog.first.is_set() and not lifecycle.stopping.is_set()
+        return not lifecycle.stopping.is_set()
 
     async def _stop(self, host: GrpcHost) -> None:
         await host.set_ready(False)
@@ -140,6 +136,6 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._dispatcher.stop()
         await self._links.stop()
         await host.stop(STOP_GRACE_S)
-        await asyncio.gather(*(watch.stop() for watch in self._dispatcher.watches.values()))
+        await asyncio.gather(self._workers.stop(), self._worker_watches.stop())
         await self._loads.stop()
         await self._catalog.stop()

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from tokenfleet.core.scheduling import POLICIES, SchedulerLimits
-from tokenfleet.runtime.settings import ServiceSettings, Targets, split_address
+from tokenfleet.runtime.discovery import PeerTargets
+from tokenfleet.runtime.settings import ServiceSettings
 
 
 class RouterSettings(ServiceSettings):
@@ -16,7 +17,9 @@ class RouterSettings(ServiceSettings):
 
     listen: str = Field("127.0.0.1:8083", description="host:port of the gRPC server; port 0: a free one")
     loader: str = Field("127.0.0.1:8085", description="host:port of the model-loader")
-    workers: Targets = Field(default_factory=list, description="host:port of the workers")
+    workers: PeerTargets = Field(
+        default_factory=list, description="the workers: host:port, or kubernetes://SERVICE:PORT"
+    )
     policy: str = Field("least_loaded", description=f"how to choose: {', '.join(sorted(POLICIES))}")
     seed: int | None = Field(None, description="of the draws among equals; none: a new one every start")
     queue_limit: int = Field(
@@ -43,13 +46,6 @@ class RouterSettings(ServiceSettings):
         if policy not in POLICIES:
             raise ValueError(f"there is no such policy; there are {', '.join(sorted(POLICIES))}")
         return policy
-
-    @field_validator("workers")
-    @classmethod
-    def _addresses(cls, workers: list[str]) -> list[str]:
-        for target in workers:
-            split_address(target)
-        return list(dict.fromkeys(workers))
 
     def limits(self) -> SchedulerLimits:
         return SchedulerLimits(

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tokenfleet.router.translate import model_loads, placements, worker_facts
+from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.following import StreamFollower
 from tokenfleet.runtime.telemetry import get_logger
@@ -30,8 +31,11 @@ def sample_interval_ms(workers: int) -> int:
 class WorkerWatch:
     """Follows one worker's `Watch` and tells the scheduler."""
 
-    def __init__(self, target: str, watcher_id: str, interval_ms: int, dispatcher: Dispatcher) -> None:
-        self.target = target
+    def __init__(self, peer: Peer, watcher_id: str, interval_ms: int, dispatcher: Dispatcher) -> None:
+        self.target = peer.target
+        self.interval_ms = interval_ms
+        self._peer = peer
+        self._left = False
         self.placements: dict[str, router_pb2.Placement] = {}
         self._dispatcher = dispatcher
         self._loop = asyncio.get_running_loop()
@@ -39,10 +43,13 @@ class WorkerWatch:
         self._load = worker_pb2.LoadSample()
         self._last_error = "not connected yet"
         self._told_of_failure = False
-        request = worker_pb2.WatchRequest(min_interval_ms=interval_ms, watcher_id=watcher_id)
         self._follower = StreamFollower(
-            target,
-            lambda channel: aiter(worker_pb2_grpc.WorkerStub(channel).Watch(request)),
+            peer.target,
+            lambda channel: aiter(
+                worker_pb2_grpc.WorkerStub(channel).Watch(
+                    worker_pb2.WatchRequest(min_interval_ms=self.interval_ms, watcher_id=watcher_id)
+                )
+            ),
             self._received,
             self._broken,
         )
@@ -51,7 +58,26 @@ class WorkerWatch:
         self._follower.start()
 
     async def stop(self) -> None:
+        self.leave()
         await self._follower.stop()
+
+    def leave(self) -> None:
+        """Nothing that the worker says counts from here on."""
+        self._left = True
+
+    async def widen(self, interval_ms: int) -> None:
+        """Watches anew with another interval; what is known stays in force meanwhile."""
+        self.interval_ms = interval_ms
+        await self._follower.stop()
+        if not self._left:
+            self._follower.start()
+
+    def update(self, peer: Peer) -> None:
+        """The cluster says something else of it: a worker that is to go gets nothing new."""
+        self._peer = peer
+        if self._info.worker_id and self._dispatcher.scheduler.fleet.workers[self.target].connected:
+            self._introduced(self._info, self._loop.time())
+            self._dispatcher.flush()
 
     def view(self) -> router_pb2.WorkerView:
         """The worker as the router sees it now."""
@@ -68,6 +94,8 @@ class WorkerWatch:
         )
 
     def _received(self, response: worker_pb2.WatchResponse) -> None:
+        if self._left:
+            return
         scheduler, now = self._dispatcher.scheduler, self._loop.time()
         if response.HasField("info"):
             self._introduced(response.info, now)
@@ -81,10 +109,15 @@ class WorkerWatch:
             log.info("worker connected", worker=info.worker_id, name=info.name, target=self.target)
         self._last_error, self._told_of_failure = "", False
         self._info = info
+        info.zone = info.zone or self._peer.zone
+        if self._peer.terminating:
+            info.state = worker_pb2.WORKER_STATE_DRAINING
         self.placements = placements(self.target, info)
         self._dispatcher.scheduler.describe(self.target, worker_facts(info), now)
 
     def _broken(self, error: FleetError) -> None:
+        if self._left:
+            return
         self._last_error = error.message
         self._load = worker_pb2.LoadSample()
         if not self._told_of_failure:

@@ -150,8 +150,12 @@ class _Parent:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        frames_port = self._settings.frames_port
         own = self._settings.model_copy(
-            update={"metrics_listen": _offset(self._settings.metrics_listen, index)}
+            update={
+                "metrics_listen": _offset(self._settings.metrics_listen, index),
+                "frames_port": frames_port + index if frames_port else 0,
+            }
         )
 
         async def main(life: Lifecycle) -> None:

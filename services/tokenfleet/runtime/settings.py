@@ -56,6 +56,13 @@ class ServiceSettings(BaseSettings):
     reload_poll_s: float = Field(
         5.0, gt=0, description="how often to look whether files with certificates and keys changed"
     )
+    frames_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="port of the plain frames, for firewalls that must name it; 0: a free one. Processes "
+        "that share the gRPC port take consecutive ones",
+    )
     reflection: bool = Field(False, description="serve gRPC reflection (local use)")
 
     @classmethod

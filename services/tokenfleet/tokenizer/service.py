@@ -61,7 +61,7 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServicer):
         )
         await host.start()
         if settings.frames:
-            await self._links.start_frames(settings.listen)
+            await self._links.start_frames(settings.listen, settings.frames_port)
         metrics_port = serve_metrics(settings.metrics_listen)
         await self._catalog.start()
         log.info("serving", grpc=host.port, metrics=metrics_port)

@@ -31,7 +31,7 @@ async def serve(settings: WorkerSettings, lifecycle: Lifecycle) -> None:
     )
     port = await grpc_host.start()
     if settings.frames:
-        await links.start_frames(settings.listen)
+        await links.start_frames(settings.listen, settings.frames_port)
     metrics_port = serve_metrics(settings.metrics_listen)
     log.info(
         "worker listens",

@@ -11,6 +11,7 @@ from tokenfleet.router.session import Session
 from tokenfleet.router.settings import RouterSettings
 from tokenfleet.router.worker_watch import WorkerWatch
 from tokenfleet.runtime.catalog import CatalogWatch
+from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.settings import load_settings
 from tokenfleet.v1 import common_pb2, model_loader_pb2, router_pb2, worker_pb2
 
@@ -45,7 +46,7 @@ class Bench:
         )
         spec = common_pb2.ModelSpec(name="m", engines=[common_pb2.ModelSpec.EngineConfig(engine="sim")])
         catalog._received(model_loader_pb2.WatchCatalogResponse(models=[spec]))
-        self.watch = WorkerWatch(TARGET, "test", 50, self.dispatcher)
+        self.watch = WorkerWatch(Peer(TARGET), "test", 50, self.dispatcher)
         self.dispatcher.watch(self.watch)
         self.link = Link()
         self.session = Session(self.dispatcher, self.link)

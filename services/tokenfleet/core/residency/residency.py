@@ -7,6 +7,7 @@ met as soon as enough workers hold the model, and hopeless as soon as nobody can
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -28,6 +29,7 @@ class Residency:
         self.hosts: dict[str, Host] = {}
         self.backoff = Backoff(draw)
         self._patience_s = patience_s
+        self._awaited_since = -math.inf  # when a worker last left whose successor may come to another address
         self._demands = Demands()
         self._withheld: set[tuple[str, str]] = set()  # model and worker that it was unloaded from
 
@@ -44,6 +46,17 @@ class Residency:
     def expect(self, target: str, now: float) -> None:
         """There shall be a worker at that address."""
         self.hosts.setdefault(target, Host(target, seen_at=now))
+
+    def leave(self, target: str, now: float) -> None:
+        """There is no worker at that address any more; another may come in its stead."""
+        host = self.hosts.pop(target, None)
+        if host is not None:
+            self._forget_life(host)
+            self._awaited_since = now
+
+    def await_workers(self, now: float) -> None:
+        """Workers are still being discovered: nobody is to be told that there is none."""
+        self._awaited_since = now
 
     def describe(self, target: str, facts: HostFacts, now: float) -> None:
         """A worker introduced itself or changed."""
@@ -199,7 +212,7 @@ class Residency:
 
     def _expected(self, entry: Entry, now: float) -> bool:
         """Whether a worker that may be able to is on its way back."""
-        return any(
+        return now < self._awaited_since + self._patience_s or any(
             not host.usable
             and now < host.seen_at + self._patience_s
             and (not host.facts.engines or host.engine_for(entry) is not None)

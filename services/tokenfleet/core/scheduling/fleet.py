@@ -74,11 +74,24 @@ class Fleet:
         self.workers: dict[str, Worker] = {}
         self._engine_queue_ratio = engine_queue_ratio
         self._patience_s = patience_s
+        self._awaited_since = -math.inf  # when a worker last left whose successor may come to another address
         self._placeable: dict[str, dict[str, Replica]] = {}
 
     def expect(self, target: str, now: float) -> None:
         """There shall be a worker at that address."""
         self.workers.setdefault(target, Worker(target, seen_at=now))
+
+    def leave(self, target: str, now: float) -> None:
+        """There is no worker at that address any more; another may come in its stead."""
+        worker = self.workers.pop(target, None)
+        if worker is not None:
+            self._withdraw(worker)
+            worker.connected = False
+            self._awaited_since = now
+
+    def await_workers(self, now: float) -> None:
+        """Workers are still being discovered: who finds none is to wait for one."""
+        self._awaited_since = now
 
     def placeable(self, model: str) -> Collection[Replica]:
         """Replicas that serve the model; whether they have room is another matter."""
@@ -156,7 +169,7 @@ class Fleet:
         What loads, or serves and is merely full, is hoped for without end: deadlines bound the wait. A worker
         that is up and failed the request is given a moment to say that its engine is being restarted.
         """
-        until = 0.0
+        until = self._awaited_since + self._patience_s
         for worker in self.workers.values():
             replica = worker.replicas.get(model)
             if replica is not None and not worker.veto:

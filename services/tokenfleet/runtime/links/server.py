@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import grpc
 
+from tokenfleet.runtime.lifecycle import StartupError
 from tokenfleet.runtime.links.base import Factory, Received, Sent
 from tokenfleet.runtime.links.frames import FrameLink
 from tokenfleet.runtime.links.grpc_link import GrpcLink
@@ -52,11 +53,19 @@ class LinkServer:
         self.stopping = False
         self.port = 0
 
-    async def start_frames(self, listen: str, tls: ssl.SSLContext | None = None) -> int:
-        """Listens for frames on the host of `listen`, on a free port; answers the port."""
+    async def start_frames(self, listen: str, port: int = 0, tls: ssl.SSLContext | None = None) -> int:
+        """Listens for frames on the host of `listen`; answers the port. Raises StartupError if taken."""
         host, _ = split_address(listen)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Doorkeeper(self), host, 0, ssl=tls, backlog=512)
+        try:
+            self._server = await loop.create_server(
+                lambda: _Doorkeeper(self), host, port, ssl=tls, backlog=512
+            )
+        except OSError as error:
+            raise StartupError(
+                f"cannot listen for frames on {host}:{port}: {error.strerror}. "
+                "Free the port, or choose another with --frames-port"
+            ) from error
         self.port = self._server.sockets[0].getsockname()[1]
         return self.port
 

@@ -1,0 +1,54 @@
+"""The workers as discovery names them, each with a watch of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Coroutine
+
+from tokenfleet.router.dispatcher import Dispatcher
+from tokenfleet.router.worker_watch import WorkerWatch, sample_interval_ms
+from tokenfleet.runtime.discovery import Peer
+
+# A watch that was opened in a fleet smaller by so much takes samples too often.
+WIDEN_AT = 1.25
+
+
+class WorkerWatches:
+    """Opens and closes watches as workers come and go.
+
+    Readiness as the cluster sees it does not matter here: a worker that loads for minutes is not ready, and
+    it is its watch that tells when that changes.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._watcher_id = f"router-{socket.gethostname()}-{os.getpid()}"
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(watch.stop() for watch in self._dispatcher.watches.values()), *self._tasks)
+
+    def peer_came(self, peer: Peer) -> None:
+        watches = self._dispatcher.watches
+        interval_ms = sample_interval_ms(len(watches) + 1)
+        watch = WorkerWatch(peer, self._watcher_id, interval_ms, self._dispatcher)
+        self._dispatcher.watch(watch)
+        watch.start()
+        for other in watches.values():
+            if interval_ms >= WIDEN_AT * other.interval_ms:
+                self._run(other.widen(interval_ms))
+
+    def peer_changed(self, peer: Peer) -> None:
+        self._dispatcher.watches[peer.target].update(peer)
+
+    def peer_left(self, target: str) -> None:
+        watch = self._dispatcher.unwatch(target)
+        watch.leave()
+        self._run(watch.stop())
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
