@@ -247,6 +247,21 @@ async def test_an_offer_to_upgrade_to_http_2_is_declined_without_losing_the_body
         assert (await raw.answer()).status == 200
 
 
+async def test_a_stream_that_is_not_read_ends_with_a_typed_event_and_frees_its_worker() -> None:
+    async with gateway_on_fakes(client_buffer_bytes=4096, unsent_bytes=4096) as fleet:
+        async with raw_connection(fleet.url, receive_buffer=4096) as raw:
+            raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            raw.send(request(CHAT, chat(stream=True, max_tokens=900, return_token_ids=True)))
+            async with asyncio.timeout(10):
+                while "slow_consumer" not in (await fleet.http.get("/metrics")).text:
+                    await asyncio.sleep(0.05)
+            raw.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            said = await raw.closed()
+        assert said.count(b'"code":"slow_consumer"') == 1
+        assert b"[DONE]" not in said
+        await until(lambda: not fleet.workers[0].running)
+
+
 async def test_a_client_that_never_reads_is_cut_off_even_when_its_answer_is_complete() -> None:
     async with gateway_on_fakes(write_timeout_s=0.5, keep_alive_s=1) as fleet:
         async with raw_connection(fleet.url, receive_buffer=4096) as raw:

@@ -93,7 +93,7 @@ class GatewayService:
     async def run(self, lifecycle: Lifecycle) -> None:
         settings = self._settings
         http = self._http_server()
-        listener = _bind(settings.http_listen)
+        listener = _bind(settings.http_listen, settings.unsent_bytes)
         self.http_port = listener.getsockname()[1]
         host = GrpcHost(
             SERVICE, self._inference.register, listen=settings.listen, reflection=settings.reflection
@@ -203,14 +203,20 @@ def _is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _bind(address: str) -> socket.socket:
-    """A listening socket that several gateway processes of a pod can share."""
+def _bind(address: str, unsent_bytes: int) -> socket.socket:
+    """A listening socket that several gateway processes of a pod can share.
+
+    Its connections inherit the bound on unsent bytes. Without one the kernel takes megabytes for a client
+    that does not read, which count as the pod's memory, before the gateway hears that anything is slow.
+    """
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "SO_REUSEPORT"):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_bytes)
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -47,6 +47,11 @@ class GatewaySettings(ServiceSettings):
     client_buffer_bytes: int = Field(
         256 * 1024, ge=4096, description="text kept for a client that reads slowly before it is disconnected"
     )
+    unsent_bytes: int = Field(
+        16 * 1024,
+        ge=4096,
+        description="what the kernel keeps unsent for a client before its text is held back and merged",
+    )
     keep_alive_s: int = Field(75, ge=1, description="how long an idle connection is kept")
     max_connections: int = Field(
         10_000, ge=1, description="client connections at once; more are answered with 503 and Retry-After"

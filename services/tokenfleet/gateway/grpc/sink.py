@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
+from tokenfleet.gateway.held_text import keep
 from tokenfleet.gateway.sequence import Sequence
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
@@ -69,7 +70,7 @@ class DeltaSink:
         if not text and not self._with_ids:
             return
         held = self._holding(index)
-        held.texts.append(text)
+        keep(held.texts, text)
         self._held_bytes += len(text)
         if self._with_ids:
             held.ids += ids

@@ -35,6 +35,9 @@ from tokenfleet.gateway.http.limits import Limits
 # After a refusal the client gets this long to read it, and what it still sends is thrown away: a connection
 # closed at once would be reset, and the answer with it.
 LINGER_S = 2.0
+# What the kernel did not take. Frames wait one by one here, each at several times its size, so that only few
+# may: what a sink holds back behind them is merged.
+MOST_UNWRITTEN_BYTES = 2048
 # Connections above the limit that are told so; what comes on top is closed without a word.
 MOST_TURNED_AWAY = 256
 SCOPE_KEY = "tokenfleet.connection"
@@ -77,6 +80,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.raw = transport
+        transport.set_write_buffer_limits(MOST_UNWRITTEN_BYTES)
         patience_s: float = self.timeout_keep_alive
         above = len(self.connections) - self.rules.limits.connections
         if above > 0:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
+from tokenfleet.gateway.held_text import keep
 from tokenfleet.gateway.http.chunks import ChunkStyle, chunk
 from tokenfleet.gateway.http.connection import Connection
 from tokenfleet.gateway.http.logprobs import Logprobs
@@ -196,7 +197,7 @@ class StreamSink:
 
     def _hold(self, index: int, text: str, ids: list[int]) -> None:
         texts, collected = self._held.setdefault(index, ([], []))
-        texts.append(text)
+        keep(texts, text)
         if self._with_ids:
             collected += ids
         self._held_chars += len(text) + (8 * len(ids) if self._with_ids else 0)

@@ -11,6 +11,7 @@ import orjson
 
 from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway
+from tokenfleet.gateway.held_text import keep
 from tokenfleet.gateway.http.answers import Request, order_of, prepare, provenance_of, sequences_of, usage_of
 from tokenfleet.gateway.http.chunks import FINISH_NAMES
 from tokenfleet.gateway.http.logprobs import Logprobs
@@ -162,7 +163,7 @@ class SocketRequest:
 
     def _hold(self, index: int, text: str, ids: list[int]) -> None:
         texts, collected = self._held.setdefault(index, ([], []))
-        texts.append(text)
+        keep(texts, text)
         if self._plain:
             self._count(len(text))
         else:
@@ -176,7 +177,9 @@ class SocketRequest:
         self._connection.held_bytes += more
         if self._connection.held_bytes > limit:
             message = f"more than {limit} bytes wait for this client: read faster"
-            self._connection.hang_up_on(FleetError(pb.REASON_SLOW_CONSUMER, message))
+            error = FleetError(pb.REASON_SLOW_CONSUMER, message)
+            self._connection.hang_up_on(error)
+            self.stop(error)
 
     def _expire(self, seconds: float) -> None:
         message = f"not done within {seconds:g} s: raise the timeout or ask for less"
