@@ -20,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check lock bench-gateway clean
+.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check lock bench-gateway bench-edges bench-browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,6 +114,12 @@ lock: setup ## resolve constraints.txt afresh; UPGRADE=1 takes the latest versio
 
 bench-gateway: setup ## measure what the gateway costs a streamed token
 	$(BIN)/python -m benchmarks.gateway
+
+bench-edges: setup ## measure what 1,000 clients that do not read cost those that do
+	$(BIN)/python -m benchmarks.edges
+
+bench-browser: setup ## measure from a click in a real Chromium to the first token on its page
+	$(BIN)/python -m benchmarks.browser
 
 clean: ## remove ./.venv and every cache; the fleet's own state in .tokenfleet/ stays
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

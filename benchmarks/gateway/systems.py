@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,9 @@ async def bare_server(row: Row, cores: Cores) -> AsyncIterator[System]:
 
 
 @asynccontextmanager
-async def fleet(state_dir: Path, cores: Cores, *, frames: bool) -> AsyncIterator[System]:
+async def fleet(
+    state_dir: Path, cores: Cores, *, frames: bool, gateway_flags: Sequence[str] = ()
+) -> AsyncIterator[System]:
     """Four simulated workers and everything else of a fleet, with all models resident everywhere."""
     catalog = write_catalog(state_dir / "catalog.yaml")
     link_flag = "--frames" if frames else "--no-frames"
@@ -72,7 +74,10 @@ async def fleet(state_dir: Path, cores: Cores, *, frames: bool) -> AsyncIterator
         zones=("zone-a",),
         engines=("sim",),
         catalog=catalog,
-        flags=dict.fromkeys((GATEWAY, "router", "worker", "tokenizer"), (link_flag,)),
+        flags={
+            GATEWAY: (link_flag, *gateway_flags),
+            **dict.fromkeys(("router", "worker", "tokenizer"), (link_flag,)),
+        },
         cpus={GATEWAY: (cores.measured,), **dict.fromkeys(around, (cores.load,))},
         restart=False,
     )

@@ -26,6 +26,7 @@ class Load:
     chat: bool = True
     prompt_chars: int = 128
     stagger_s: float = 0.0  # the first requests start spread over this time
+    every_gap: bool = False  # keep the time before each token, be it without text, not only the worst
     silence_s: float = 30.0  # a request without a byte for so long has failed
     seed: int = 1
 
@@ -79,6 +80,8 @@ def _body(load: Load, prompt: str) -> dict[str, object]:
         body["prompt"] = prompt
     if load.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
+    if load.every_gap:
+        body["return_token_ids"] = True  # so that a token without text has a frame as well
     return body
 
 

@@ -39,6 +39,8 @@ class Session(asyncio.Protocol):
         self._empty = load.marker + b'"'
         self._steady = False
         self._fast_frames = 0
+        self._every_gap = load.every_gap
+        self._heard = 0.0
         self._since = self._first = self._last = self._gap = 0.0
 
     @property
@@ -72,6 +74,8 @@ class Session(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._every_gap:
+            self._note_gap(data)
         if self._steady and data[-4:] == _FRAME_AND_CHUNK_END:
             # whole frames of text and nothing else: counted without taking them apart
             frames = data.count(b"\n\n")
@@ -84,6 +88,12 @@ class Session(asyncio.Protocol):
                 self._tally.content_frames += frames
                 return
         self._take_apart(data)
+
+    def _note_gap(self, data: bytes) -> None:
+        now = perf_counter()
+        if self._first and b"[DONE]" not in data:
+            self._tally.gaps.append(now - self._heard)
+        self._heard = now
 
     def _take_apart(self, data: bytes) -> None:
         reader, counter = self._reader, self._counter

@@ -39,6 +39,7 @@ class Snapshot:
     ttft_s: list[float] = field(default_factory=list)
     itl_s: list[float] = field(default_factory=list)
     worst_gap_s: list[float] = field(default_factory=list)
+    gap_s: list[float] = field(default_factory=list)  # of all answers, where the load asks for it
     latency_s: list[float] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,6 +61,7 @@ class Tally:
         self._itl: list[float] = []
         self._gap: list[float] = []
         self._latency: list[float] = []
+        self.gaps: list[float] = []
 
     def succeed(self, *, tokens: int, frames: int, latency_s: float) -> None:
         self.finished += 1
@@ -94,6 +96,8 @@ class Tally:
             itl_s=self._itl,
             worst_gap_s=self._gap,
             latency_s=self._latency,
+            gap_s=self.gaps,
         )
         self._ttft, self._itl, self._gap, self._latency = [], [], [], []
+        self.gaps = []
         return taken

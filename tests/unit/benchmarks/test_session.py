@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -183,3 +184,18 @@ def test_the_next_answer_on_a_connection_starts_from_nothing() -> None:
         play.session.send(b"request", due=0.0)
     counts = play.judged()
     assert (counts.finished, counts.finished_frames, counts.content_frames) == (2, 6, 6)
+
+
+@pytest.mark.parametrize(("every_gap", "gaps"), [(True, 2), (False, 0)])
+def test_the_time_before_each_token_is_kept_where_asked_for_be_it_without_text(
+    every_gap: bool, gaps: int
+) -> None:
+    play = Play(replace(LOAD, every_gap=every_gap))
+    head, _, rest = chunked(stream(["a", "", "c"])).partition(b"\r\n\r\n")
+    pieces = [head + b"\r\n\r\n", *(frame + b"\n\n\r\n" for frame in rest.split(b"\n\n\r\n"))]
+    for piece in pieces[:5]:
+        play.session.data_received(piece)
+    play.session.data_received(b"".join(pieces[5:])[: -len(b"\n\n\r\n")])
+    counts = play.judged()
+    assert (counts.finished, counts.failed) == (1, 0)
+    assert len(counts.gap_s) == gaps
