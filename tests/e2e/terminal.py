@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 # Makes its stdin the controlling terminal, so that a typed Ctrl-C is a signal, then becomes the program.
 _ON_A_TERMINAL = "import os, sys; os.login_tty(0); os.execvp(sys.argv[1], sys.argv[1:])"
@@ -70,13 +71,16 @@ class TerminalSession:
 
 
 @asynccontextmanager
-async def on_terminal(*command: str, env: Mapping[str, str]) -> AsyncIterator[TerminalSession]:
+async def on_terminal(
+    *command: str, env: Mapping[str, str], cwd: Path | None = None
+) -> AsyncIterator[TerminalSession]:
     """Runs the command on a terminal of 100 columns; kills it at the end if it still runs."""
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", "-c", _ON_A_TERMINAL, *command),
         stdin=theirs,
+        cwd=cwd,
         env={**env, "TERM": "xterm-256color", "COLUMNS": "100"},
     )
     os.close(theirs)
