@@ -122,5 +122,5 @@ bench-browser: setup ## measure from a click in a real Chromium to the first tok
 	$(BIN)/python -m benchmarks.browser
 
 clean: ## remove ./.venv and every cache; the fleet's own state in .tokenfleet/ stays
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	find services tests benchmarks loadtest -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -58,6 +58,7 @@ class Tokenizer(tokenizer_pb2_grpc.TokenizerServicer):
     def __init__(self, links: LinkServer) -> None:
         self.links = links
         self.jobs: list[tokenizer_pb2.EncodeJob] = []
+        self.unknown = ""  # a character that the vocabulary lacks
 
     async def Encode(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         await self.links.serve(
@@ -72,10 +73,13 @@ class Tokenizer(tokenizer_pb2_grpc.TokenizerServicer):
         for job in request.jobs:
             self.jobs.append(job)
             text = job.chat.messages[-1].content if job.HasField("chat") else job.text
+            if self.unknown:
+                text = text.replace(self.unknown, "")
             ids = list(text.encode()) or list(job.tokens.token_ids)
-            response.results.append(
-                tokenizer_pb2.EncodeResult(job_id=job.job_id, token_ids=ids, token_count=len(ids))
-            )
+            result = tokenizer_pb2.EncodeResult(job_id=job.job_id, token_count=len(ids))
+            if not 0 < job.max_tokens < len(ids):
+                result.token_ids.extend(ids)
+            response.results.append(result)
         return response
 
     async def Decode(

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -213,6 +214,30 @@ async def test_a_message_too_large_is_refused_compressed_or_not(compression: grp
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "larger than max" in (error.details() or "")
         assert text_of(await deltas(stub.Generate(generating()))) == answer("hello", 20)
+
+
+async def test_millions_of_empty_messages_are_refused_before_they_are_made() -> None:
+    async with gateway_on_fakes() as fleet, grpc.aio.insecure_channel(fleet.grpc) as channel:
+        call: Any = channel.unary_stream("/tokenfleet.v1.Inference/Chat")
+        started = time.process_time()
+        error = await failing(call(b"\x0a\x07letters" + b"\x12\x00" * 4_000_000))
+        assert failure_of(error)[:2] == ("INVALID_ARGUMENT", "messages")
+        assert time.process_time() - started < 1
+
+
+async def test_a_message_may_be_as_large_as_a_body() -> None:
+    async with stub_on_fakes(max_body_bytes=10_000) as (_, stub):
+        assert text_of(await deltas(stub.Generate(generating("x" * 9_000)))) == answer("x" * 9_000, 20)
+        error = await failing(stub.Generate(generating("x" * 10_000)))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_ids_beyond_the_context_bother_no_tokenizer() -> None:
+    async with stub_on_fakes() as (fleet, stub):
+        tokens = tokenizer_pb2.TokenInput(token_ids=[1] * (CONTEXT + 1))
+        error = await failing(stub.Generate(api.GenerateRequest(model="letters", tokens=tokens)))
+        assert failure_of(error)[:2] == ("CONTEXT_LENGTH_EXCEEDED", "messages")
+        assert not fleet.tokenizer.jobs
 
 
 async def test_compressed_requests_are_served() -> None:

@@ -286,6 +286,7 @@ async def test_a_client_that_never_reads_is_cut_off_even_when_its_answer_is_comp
         b'{"model":"letters","prompt":[' + b"1.5," * 1_000_000 + b"1.5]}",
         b'{"model":"letters","messages":[' + b"{}," * 1_000_000 + b"{}]}",
         b'{"model":"letters","messages":[{"role":"user","content":[' + b"{}," * 1_000_000 + b"{}]}]}",
+        b"{" + b",".join(b'"key%d":1' % number for number in range(500_000)) + b"}",
         b'{"model":"letters","stop":[' + b'"",' * 1_000_000 + b'""],"messages":[]}',
         b"\xef\xbb\xbf{}",
         b"{}{}",

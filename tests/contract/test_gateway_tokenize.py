@@ -98,3 +98,25 @@ async def test_without_a_tokenizer_the_deadline_counts() -> None:
         response = await fleet.http.post("/tokenize", json=body, headers={"X-Request-Timeout": "0.3"})
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "deadline_exceeded"
+
+
+async def test_more_tokens_than_may_be_shown_are_refused_with_both_numbers() -> None:
+    async with gateway_on_fakes(max_body_values=2_000) as fleet:
+        shown = await fleet.http.post("/tokenize", json={"model": "letters", "prompt": "x" * 2_000})
+        assert shown.json()["count"] == 2_000
+        response = await fleet.http.post("/tokenize", json={"model": "letters", "prompt": "x" * 2_001})
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "2001 tokens, and 2000 are shown" in error["message"]
+
+
+async def test_a_prompt_without_any_token_is_refused() -> None:
+    """Some vocabularies lack control characters, and a text of nothing else is nothing to a model."""
+    async with gateway_on_fakes() as fleet:
+        fleet.tokenizer.unknown = "\x04"
+        body = {"model": "letters", "prompt": "\x04\x04", "max_tokens": 1}
+        response = await fleet.http.post("/v1/completions", json=body)
+        assert response.status_code == 400
+        assert "no tokens" in response.json()["error"]["message"]
+        assert not fleet.router.asks

@@ -69,11 +69,11 @@ class Gateway:
     async def prepare(self, order: Order, prompt: Prompt) -> tuple[Generation, int]:
         """The tokenized prompt and its budget in tokens. Raises FleetError when it cannot be served."""
         spec = self.catalog.get(order.model)
-        encoded = await self._encode(order, prompt)
-        count = len(encoded.token_ids)
-        too_long = failure_if_too_long(count, order.budget, spec.context_length)
-        if too_long is not None:
-            raise too_long
+        if prompt.job.HasField("tokens"):
+            _check_length(len(prompt.job.tokens.token_ids), order, spec)
+        encoded = await self._encode(order, prompt, spec.context_length)
+        count = encoded.token_count
+        _check_length(count, order, spec)
         self.metrics.prompt_tokens += count
         generation = Generation(
             context=prompt.job.context,
@@ -94,7 +94,16 @@ class Gateway:
     async def tokenize(self, order: Order, prompt: Prompt) -> SequenceOf[int]:
         """The prompt's token ids. Raises FleetError when it cannot be tokenized."""
         self.catalog.get(order.model)
-        return (await self._encode(order, prompt)).token_ids
+        limit = self.settings.max_body_values
+        encoded = await self._encode(order, prompt, limit)
+        if encoded.token_count > limit:
+            raise FleetError(
+                pb.REASON_CONTEXT_LENGTH_EXCEEDED,
+                f"the prompt has {encoded.token_count} tokens, and {limit} are shown at most: shorten it "
+                "(the gateway's --max-body-values)",
+                field="prompt",
+            )
+        return encoded.token_ids
 
     async def detokenize(self, model: str, token_ids: SequenceOf[int], timeout_s: float) -> str:
         """The text of token ids. Raises FleetError when they are none of the model's."""
@@ -121,10 +130,11 @@ class Gateway:
         except* FleetError as failures:
             raise failures.exceptions[0] from failures
 
-    async def _encode(self, order: Order, prompt: Prompt) -> tokenizer_pb2.EncodeResult:
+    async def _encode(self, order: Order, prompt: Prompt, max_tokens: int = 0) -> tokenizer_pb2.EncodeResult:
         now = asyncio.get_running_loop().time()
         job = prompt.job
         job.model = order.model
+        job.max_tokens = max_tokens
         context = job.context
         context.request_id = order.request_id
         context.tenant = order.tenant
@@ -132,6 +142,16 @@ class Gateway:
         context.client_zone = self._zone.name
         context.deadline_ms = max(1, round((order.deadline - now) * 1000))
         return await self._tokenizers.encode(job, order.tenant + prompt.affinity)
+
+
+def _check_length(tokens: int, order: Order, spec: pb.ModelSpec) -> None:
+    """Raises FleetError when the prompt and its answer do not fit, or there is no prompt."""
+    too_long = failure_if_too_long(tokens, order.budget, spec.context_length)
+    if too_long is not None:
+        raise too_long
+    if not tokens:
+        message = "the prompt has no tokens: send something that the model's vocabulary knows"
+        raise FleetError(pb.REASON_INVALID_ARGUMENT, message, field="prompt")
 
 
 def _required_features(sampling: pb.SamplingParams) -> list[str]:

@@ -96,7 +96,11 @@ class GatewayService:
         listener = _bind(settings.http_listen, settings.unsent_bytes)
         self.http_port = listener.getsockname()[1]
         host = GrpcHost(
-            SERVICE, self._inference.register, listen=settings.listen, reflection=settings.reflection
+            SERVICE,
+            self._inference.register,
+            listen=settings.listen,
+            reflection=settings.reflection,
+            max_message_bytes=settings.max_body_bytes,
         )
         self.grpc_port = await host.start()
         metrics_port = serve_metrics(settings.metrics_listen, self._registry)

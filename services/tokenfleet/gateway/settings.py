@@ -42,7 +42,13 @@ class GatewaySettings(ServiceSettings):
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request that names none")
     decision_wait_s: float = Field(2.0, ge=0, description="how long response headers wait for a decision")
     max_attempts: int = Field(5, ge=1, description="failures in a row without a token before giving up")
-    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="largest request body")
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="largest request body or gRPC message")
+    max_body_values: int = Field(
+        200_000,
+        ge=1024,
+        description="numbers, lists and objects in a request body, and ids in a list of tokens",
+    )
+    max_body_strings: int = Field(60_000, ge=1024, description="strings and keys in a request body")
     max_choices: int = Field(16, ge=1, description="largest n of a request")
     client_buffer_bytes: int = Field(
         256 * 1024, ge=4096, description="text kept for a client that reads slowly before it is disconnected"

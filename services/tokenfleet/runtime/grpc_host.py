@@ -20,7 +20,6 @@ from tokenfleet.runtime.settings import split_address
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 SERVER_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -61,10 +60,15 @@ class GrpcHost:
         listen: str,
         reflection: bool = False,
         reuse_port: bool = False,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._service = service
         self._listen = listen
-        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.so_reuseport", int(reuse_port))])
+        options = [
+            ("grpc.so_reuseport", int(reuse_port)),
+            ("grpc.max_receive_message_length", max_message_bytes),
+        ]
+        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, *options])
         self._health = HealthService()
         register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokenfleet.core.blocks import block_hashes
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.models import TokenizerBundle
 from tokenfleet.tokenizer.conversation import invalid, json_object, json_objects, messages_of
 from tokenfleet.tokenizer.encoders import Encoder, open_encoder
+from tokenfleet.tokenizer.least_tokens import TokenLength, token_length
 from tokenfleet.tokenizer.template import ChatTemplate
 from tokenfleet.v1 import common_pb2, tokenizer_pb2
 
@@ -23,12 +24,13 @@ class LoadedModel:
     bundle: TokenizerBundle
     encoder: Encoder
     template: ChatTemplate | None
+    token_length: TokenLength = field(default=TokenLength(), kw_only=True)
 
     def encode(self, job: tokenizer_pb2.EncodeJob, result: tokenizer_pb2.EncodeResult) -> None:
         """Fills the result. Raises FleetError, with nothing but the job's id in the result."""
         ids = self._ids(job)
         result.token_count = len(ids)
-        if job.count_only:
+        if job.count_only or 0 < job.max_tokens < len(ids):
             return
         result.token_ids.extend(ids)
         result.block_hashes.extend(block_hashes(ids, self.spec.block_size, job.cache_salt))
@@ -53,9 +55,9 @@ class LoadedModel:
     def _ids(self, job: tokenizer_pb2.EncodeJob) -> array[int]:
         match job.WhichOneof("input"):
             case "chat":
-                return self.encoder.encode(self._prompt(job.chat), False)
+                return self.encoder.encode(self._bounded(job, self._prompt(job.chat)), False)
             case "text":
-                return self.encoder.encode(job.text, job.add_special_tokens)
+                return self.encoder.encode(self._bounded(job, job.text), job.add_special_tokens)
             case "tokens":
                 ids = array("I", job.tokens.token_ids)
                 self._check(ids)
@@ -77,6 +79,17 @@ class LoadedModel:
             continue_final_message=chat.continue_final_message,
             tools=json_objects(chat.tools_json, "tools"),
             variables=json_object(chat.template_kwargs_json, "chat_template_kwargs"),
+        )
+
+    def _bounded(self, job: tokenizer_pb2.EncodeJob, text: str) -> str:
+        """The text, unless it must have more tokens than are wanted: that is seen without encoding it."""
+        least = self.token_length.least_tokens(text, job.max_tokens) if job.max_tokens else 0
+        if not least:
+            return text
+        raise FleetError(
+            common_pb2.REASON_CONTEXT_LENGTH_EXCEEDED,
+            f"at most {job.max_tokens} tokens are taken, but the prompt has {least} or more: shorten it",
+            field="messages" if job.HasField("chat") else "prompt",
         )
 
     def _check(self, token_ids: Sequence[int]) -> None:
@@ -103,4 +116,5 @@ def open_model(
             eos_token=bundle.eos_token,
             system_prompt=spec.system_prompt,
         )
-    return LoadedModel(spec, bundle, open_encoder(bundle, backend, prefix_cache_bytes), template)
+    encoder = open_encoder(bundle, backend, prefix_cache_bytes)
+    return LoadedModel(spec, bundle, encoder, template, token_length=token_length(bundle))

@@ -52,6 +52,7 @@ class EncodeJob(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     COUNT_ONLY_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.int
     """chosen by the gateway, unique on the stream"""
     model: _builtins.str
@@ -61,6 +62,10 @@ class EncodeJob(_message.Message):
     cache_salt: _builtins.str
     count_only: _builtins.bool
     """answer with the count alone"""
+    max_tokens: _builtins.int
+    """More tokens than these are of no use: such a job is answered with the count alone, or refused when its text
+    is so long that it need not be encoded to know. 0: no limit.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatInput: ...
     @_builtins.property
@@ -81,10 +86,11 @@ class EncodeJob(_message.Message):
         cache_salt: _builtins.str = ...,
         context: _common_pb2.RequestContext | None = ...,
         count_only: _builtins.bool = ...,
+        max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "context", b"context", "input", b"input", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_special_tokens", b"add_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "context", b"context", "count_only", b"count_only", "input", b"input", "job_id", b"job_id", "model", b"model", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_special_tokens", b"add_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "context", b"context", "count_only", b"count_only", "input", b"input", "job_id", b"job_id", "max_tokens", b"max_tokens", "model", b"model", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat", "tokens"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

@@ -9,12 +9,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 from pydantic import ValidationError
 
 from tokenfleet.gateway.core import Prompt
+from tokenfleet.gateway.grpc.wire_shape import check_shape
 from tokenfleet.gateway.http.errors import invalid
 from tokenfleet.gateway.http.schemas import MAX_MESSAGES, MAX_NAME_CHARS, Parameters, Role, explain
 from tokenfleet.runtime.errors import FleetError
@@ -47,7 +49,8 @@ class Inquiry:
 
 
 def parse(kind: type[Parsed], raw: bytes) -> Parsed:
-    """Raises FleetError when the bytes are no such message."""
+    """Raises FleetError when the bytes are no such message, or one of too many parts."""
+    check_shape(cast(Descriptor, kind.DESCRIPTOR), raw)
     try:
         return kind.FromString(raw)
     except DecodeError as error:

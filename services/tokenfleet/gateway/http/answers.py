@@ -13,6 +13,9 @@ from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionReq
 from tokenfleet.gateway.sequence import Generation, Sequence, Sink
 from tokenfleet.v1 import tokenizer_pb2
 
+# Of the first message: what tells one conversation from another.
+AFFINITY_CHARS = 4096
+
 Request = ChatCompletionRequest | CompletionRequest
 Prepared = SequenceOf[tuple[Generation, int]]
 
@@ -96,11 +99,11 @@ def chat_prompt(messages: SequenceOf[Message], *, add_generation_prompt: bool) -
         ],
         add_generation_prompt=add_generation_prompt,
     )
-    return Prompt(tokenizer_pb2.EncodeJob(chat=chat), messages[0].text)
+    return Prompt(tokenizer_pb2.EncodeJob(chat=chat), messages[0].text[:AFFINITY_CHARS])
 
 
 def text_prompt(prompt: str | list[int]) -> Prompt:
     if isinstance(prompt, str):
-        return Prompt(tokenizer_pb2.EncodeJob(text=prompt, add_special_tokens=True), prompt[:1024])
+        return Prompt(tokenizer_pb2.EncodeJob(text=prompt, add_special_tokens=True), prompt[:AFFINITY_CHARS])
     tokens = tokenizer_pb2.TokenInput(token_ids=prompt)
     return Prompt(tokenizer_pb2.EncodeJob(tokens=tokens), str(prompt[:64]))

@@ -43,6 +43,7 @@ from tokenfleet.v1 import common_pb2 as pb
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 ABORT_AFTER_S = 5.0
+LARGE_BYTES = 256 * 1024
 
 log = get_logger(__name__)
 
@@ -108,7 +109,13 @@ class Answer:
 
     async def serve(self, body: bytes) -> None:
         """Raises FleetError; what the client sees of it is up to `fail`."""
-        request = parse(ChatCompletionRequest, body) if self._chat else parse(CompletionRequest, body)
+        limits = self._connection.rules.limits
+        if self._chat:
+            request: Request = parse(ChatCompletionRequest, body, limits)
+        else:
+            request = parse(CompletionRequest, body, limits)
+        if len(body) > LARGE_BYTES:
+            await asyncio.sleep(0)  # others get a turn between parsing and what comes of it
         timeout_s = request_timeout_s(self._fields, self._gateway.settings.request_timeout_s)
         deadline = asyncio.get_running_loop().time() + timeout_s
         self._interruption.expire_at(deadline, timeout_s)

@@ -23,6 +23,8 @@ class Limits:
     headers: int = 100
     url_bytes: int = 8 * 1024
     body_bytes: int = 8 * 1024 * 1024
+    body_values: int = 200_000
+    body_strings: int = 60_000
     pipelined: int = 16
     header_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
@@ -41,6 +43,8 @@ class Limits:
             headers=settings.max_headers,
             url_bytes=settings.max_url_bytes,
             body_bytes=settings.max_body_bytes,
+            body_values=settings.max_body_values,
+            body_strings=settings.max_body_strings,
             pipelined=settings.max_pipelined,
             header_timeout_s=settings.header_timeout_s,
             body_timeout_s=settings.body_timeout_s,
@@ -65,7 +69,10 @@ def head_too_large(limits: Limits, url_bytes: int) -> HttpError:
 
 def body_too_large(limits: Limits) -> HttpError:
     return HttpError(
-        413, "body_too_large", f"the body is larger than {limits.body_bytes} bytes: send less", field="body"
+        413,
+        "body_too_large",
+        f"the body is larger than {limits.body_bytes} bytes: send less (--max-body-bytes)",
+        field="body",
     )
 
 

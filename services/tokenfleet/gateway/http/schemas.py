@@ -14,6 +14,8 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tokenfleet.gateway.http.errors import invalid
+from tokenfleet.gateway.http.json_shape import check_shape
+from tokenfleet.gateway.http.limits import Limits
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
 
@@ -23,9 +25,6 @@ MAX_STOPS = 16
 MAX_ALTERNATIVES = 20
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_TOKENS_LIMIT = 2**31 - 1
-# Values in a body, and the size up to which nobody counts them.
-MAX_JSON_VALUES = 200_000
-UNCOUNTED_BYTES = 64 * 1024
 
 # Accepted and without effect on the answer.
 _HARMLESS = frozenset(
@@ -303,10 +302,9 @@ class CompletionRequest(Parameters):
 Kind = TypeVar("Kind", bound=RequestBody)
 
 
-def parse(kind: type[Kind], body: bytes) -> Kind:
+def parse(kind: type[Kind], body: bytes, limits: Limits) -> Kind:
     """The body as a request of this kind. Raises FleetError (400) that names the field and the remedy."""
-    if len(body) > UNCOUNTED_BYTES:
-        check_count(body.count(b",") + body.count(b"[") + body.count(b"{"))
+    check_shape(body, limits)
     try:
         request = kind.model_validate_json(body)
     except ValidationError as error:
@@ -323,12 +321,6 @@ def validate(kind: type[Kind], values: dict[str, Any]) -> Kind:
         raise explain(error) from error
     request.check()
     return request
-
-
-def check_count(values: int) -> None:
-    """A large body may be one long text, but not millions of values, which cost microseconds each."""
-    if values > MAX_JSON_VALUES:
-        raise invalid("", f"the body has {values} values and {MAX_JSON_VALUES} are taken: send text instead")
 
 
 def _check_extras(request: BaseModel) -> None:

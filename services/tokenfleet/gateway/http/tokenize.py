@@ -15,7 +15,9 @@ from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway, Order, Prompt
 from tokenfleet.gateway.http.answers import chat_prompt, text_prompt
 from tokenfleet.gateway.http.errors import invalid
+from tokenfleet.gateway.http.guard import SCOPE_KEY
 from tokenfleet.gateway.http.headers import CALLER_KEY, FIELDS_KEY, request_id, request_timeout_s
+from tokenfleet.gateway.http.limits import Limits
 from tokenfleet.gateway.http.schemas import (
     MAX_MESSAGES,
     Message,
@@ -86,7 +88,7 @@ class TokenizeEndpoints:
         ]
 
     async def _tokenize(self, request: Request) -> Response:
-        body = parse(TokenizeRequest, await request.body())
+        body = parse(TokenizeRequest, await request.body(), self._limits(request))
         timeout_s = self._timeout_s(request)
         caller: Caller = request.scope[CALLER_KEY]
         order = Order(
@@ -108,9 +110,13 @@ class TokenizeEndpoints:
         return _json({"count": len(tokens), "max_model_len": context, "tokens": tokens})
 
     async def _detokenize(self, request: Request) -> Response:
-        body = parse(DetokenizeRequest, await request.body())
+        body = parse(DetokenizeRequest, await request.body(), self._limits(request))
         text = await self._gateway.detokenize(body.model, body.tokens, self._timeout_s(request))
         return _json({"prompt": text})
+
+    def _limits(self, request: Request) -> Limits:
+        limits: Limits = request.scope[SCOPE_KEY].rules.limits
+        return limits
 
     def _timeout_s(self, request: Request) -> float:
         return request_timeout_s(request.scope[FIELDS_KEY], self._gateway.settings.request_timeout_s)

@@ -36,7 +36,9 @@ from tokenfleet.gateway.http.errors import (
 )
 from tokenfleet.gateway.http.guard import SCOPE_KEY
 from tokenfleet.gateway.http.headers import AUTHORIZATION, MAX_REQUEST_ID_CHARS, ORIGIN, Fields, Origins
-from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest, check_count, validate
+from tokenfleet.gateway.http.json_shape import check_shape
+from tokenfleet.gateway.http.limits import Limits
+from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest, validate
 from tokenfleet.gateway.http.sinks import Send
 from tokenfleet.gateway.http.websocket_connection import WebSocketConnection, error_message, message_frame
 from tokenfleet.gateway.http.websocket_request import SocketRequest
@@ -148,7 +150,7 @@ class Session:
             self._connection.hang_up(UNSUPPORTED_DATA, "binary message")
             return
         try:
-            self._obey(_parse(text))
+            self._obey(_parse(text.encode(), self._connection.rules.limits))
         except FleetError as error:
             self._connection.write(message_frame(error_message(error)))
 
@@ -211,8 +213,8 @@ class Session:
         await asyncio.gather(*(request.task for request in requests), return_exceptions=True)
 
 
-def _parse(text: str) -> dict[str, Any]:
-    check_count(text.count(",") + text.count("[") + text.count("{"))
+def _parse(text: bytes, limits: Limits) -> dict[str, Any]:
+    check_shape(text, limits)
     try:
         message = from_json(text, allow_inf_nan=False)
     except ValueError as error:
