@@ -121,6 +121,6 @@ bench-edges: setup ## measure what 1,000 clients that do not read cost those tha
 bench-browser: setup ## measure from a click in a real Chromium to the first token on its page
 	$(BIN)/python -m benchmarks.browser
 
-clean: ## remove ./.venv and every cache; the fleet's own state in .tokenfleet/ stays
+clean: ## remove ./.venv and every cache; fleets keep their state in ~/.local/state/tokenfleet
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	find services tests benchmarks loadtest -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

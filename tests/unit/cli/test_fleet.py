@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.unit.cli.child import SLEEPER
@@ -168,12 +169,53 @@ async def test_the_log_of_the_run_before_is_kept(children: Children) -> None:
 
 def test_a_long_state_directory_gets_a_short_socket_path(tmp_path: Path) -> None:
     state = StateDir(tmp_path / ("long" * 30))
-    state.lock()
+    state.prepare_temporary(state.lock())
     path = state.socket_path("store.sock")
     assert len(str(path)) < 100
     assert path.parent.is_dir()
     state.unlock()
     assert not path.parent.exists()
+
+
+async def test_temporary_files_go_with_the_fleet(children: Children) -> None:
+    """Also those of a process that was killed and could not remove them itself."""
+    wanted = children()
+    async with LocalFleet(wanted) as fleet:
+        folder = Path(psutil.Process(fleet.pid("worker-0")).environ()["TMPDIR"])
+        assert str(folder) == read_record(wanted.state_dir)["temporary"]
+        (folder / "tokenfleet-engine").mkdir()
+        fleet.kill("worker-0")
+        await fleet.wait_ready("worker-0")
+        assert folder.is_dir(), "its next life needs it"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["short", "long" * 30])
+def test_temporary_files_of_a_killed_fleet_go_with_the_next(tmp_path: Path, name: str) -> None:
+    def begin() -> tuple[StateDir, Path]:
+        state = StateDir(tmp_path / name)
+        folder = state.prepare_temporary(state.lock())
+        state.write_record({"temporary": str(folder)})
+        return state, folder
+
+    killed, left = begin()
+    (left / "llama.sock").touch()
+    os.close(killed._lock_fd)  # as the kernel does
+    state, folder = begin()
+    assert os.listdir(folder) == []
+    assert left == folder or not left.exists()
+    state.unlock()
+    assert not folder.exists()
+
+
+def test_no_folder_is_removed_on_the_word_of_a_broken_record(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    state = StateDir(tmp_path / "8080")
+    state.lock()
+    state.prepare_temporary({"temporary": str(precious)})
+    state.unlock()
+    assert precious.is_dir()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ports stay reserved on Linux only")

@@ -45,6 +45,7 @@ class LocalFleet:
         self._state = StateDir(spec.state_dir)
         self._ports = PortReservation()
         self._started_at = 0.0
+        self._temporary = Path()
 
     async def __aenter__(self) -> Self:
         try:
@@ -81,6 +82,7 @@ class LocalFleet:
         if self.spec.grpc_port:
             require_free(self.spec.host, self.spec.grpc_port)
         self._started_at = time.time()
+        self._temporary = self._state.prepare_temporary(before)
         self._plan()
         # everything else finds its peers when they appear; only the loader reads the store at once
         self.processes[planning.STORE].start()
@@ -155,7 +157,8 @@ class LocalFleet:
             store_socket=self._state.socket_path("store.sock"),
             store_data=self._state.store_data,
         )
-        environment = {**os.environ, FLEET_ID_VARIABLE: self._id}
+        # a process that is killed cannot remove its temporary files: they go with the fleet
+        environment = {**os.environ, FLEET_ID_VARIABLE: self._id, "TMPDIR": str(self._temporary)}
         for process in planning.plan(self.spec, layout):
             log = self._state.log(process.name)
             self.addresses[process.name] = process.address
@@ -201,6 +204,7 @@ class LocalFleet:
             "pid": os.getpid(),
             "started_at": self._started_at,
             "state_dir": str(self.spec.state_dir),
+            "temporary": str(self._temporary),
             "http_port": int(self.http_address.rpartition(":")[2]),
             "http": self.http_address,
             "grpc": self.addresses[planning.GATEWAY],

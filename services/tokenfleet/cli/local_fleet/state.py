@@ -4,6 +4,7 @@
     <root>/<port>/fleet.json   what runs where, for people and for `tokenfleet status`
     <root>/<port>/logs/        one file a process, and the previous run's beside it
     <root>/<port>/store/       what the store keeps between runs
+    <root>/<port>/tmp/         the processes' temporary files; emptied at the start and at the end
 
 The record also has the fleet's id, which every process carries in its environment: by it the next supervisor
 ends what a killed one left behind, without ever touching an unrelated process that got the same pid.
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from tokenfleet.cli.local_fleet.errors import FleetAlreadyRunsError
 FLEET_ID_VARIABLE = "TOKENFLEET_FLEET_ID"
 # The kernel's limit on the path of a Unix socket is 108 bytes on Linux, 104 on macOS.
 MAX_SOCKET_PATH_BYTES = 100
+# What processes append to the path of the folder for temporary files: a folder each, and a socket in it.
+_SOCKET_BELOW_BYTES = 40
+_PRIVATE = "tokenfleet-"
 
 
 def default_root() -> Path:
@@ -45,7 +49,7 @@ class StateDir:
         self.store_data = path / "store"
         self._record = path / "fleet.json"
         self._lock_fd = -1
-        self._socket_dir: str | None = None
+        self.temporary: Path | None = None
 
     def lock(self) -> dict[str, Any]:
         """Takes the directory; answers a dead predecessor's record. Raises FleetAlreadyRunsError."""
@@ -64,17 +68,34 @@ class StateDir:
                 log.replace(log.with_suffix(".previous.log"))
         return record
 
+    def prepare_temporary(self, predecessor: Mapping[str, Any]) -> Path:
+        """An empty folder for the processes' temporary files; what a killed fleet had there is removed.
+
+        Below the directory, or a private one where the sockets in it would get too long a path.
+        """
+        here = self.path / "tmp"
+        shutil.rmtree(here, ignore_errors=True)
+        left = Path(predecessor.get("temporary", ""))
+        if left.name.startswith(_PRIVATE):
+            shutil.rmtree(left, ignore_errors=True)
+        if len(os.fsencode(here)) + _SOCKET_BELOW_BYTES <= MAX_SOCKET_PATH_BYTES:
+            here.mkdir(mode=0o700)
+            self.temporary = here
+        else:
+            self.temporary = Path(tempfile.mkdtemp(prefix=_PRIVATE))
+        return self.temporary
+
     def log(self, process: str) -> Path:
         return self.logs / f"{process}.log"
 
     def socket_path(self, name: str) -> Path:
-        """A path for a Unix socket: here, or in a private temporary directory where this one is too long."""
+        """A path for a Unix socket: here, or among the temporary files where this path is too long."""
         here = self.path / name
         if len(os.fsencode(here)) <= MAX_SOCKET_PATH_BYTES:
             here.unlink(missing_ok=True)
             return here
-        self._socket_dir = self._socket_dir or tempfile.mkdtemp(prefix="tokenfleet-")
-        return Path(self._socket_dir) / name
+        assert self.temporary is not None, "prepare_temporary() comes first"
+        return self.temporary / name
 
     def write_record(self, record: dict[str, Any]) -> None:
         fresh = self._record.with_suffix(".new")
@@ -86,9 +107,9 @@ class StateDir:
         if self._lock_fd < 0:
             return
         self._record.unlink(missing_ok=True)
-        if self._socket_dir is not None:
-            shutil.rmtree(self._socket_dir, ignore_errors=True)
-            self._socket_dir = None
+        if self.temporary is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            self.temporary = None
         os.close(self._lock_fd)
         self._lock_fd = -1
 
