@@ -164,15 +164,26 @@ async def test_a_killed_supervisor_leaves_no_process(root: Path, catalog: Path) 
         assert await all_gone(family)
 
 
-async def test_what_does_not_start_is_shown_with_its_last_words(root: Path, tmp_path: Path) -> None:
+async def test_what_does_not_start_is_shown_with_its_last_words(
+    root: Path, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENFLEET_ROUTER_POLICY", "astrology")
+    async with tokenfleet_up(root, *SMALL, "--catalog", str(catalog)) as up:
+        assert await up.ended() == 1
+        output = "".join(up.lines)
+    assert "router exited with code 2" in output
+    assert "astrology" in output
+    assert "Traceback" not in output
+
+
+async def test_a_bad_catalog_is_told_before_anything_starts(root: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("models: [{name: x, colour: blue}]\n")
     async with tokenfleet_up(root, *SMALL, "--catalog", str(broken)) as up:
         assert await up.ended() == 1
-        output = "".join(up.lines)
-    assert "model-loader exited with code" in output
-    assert "colour" in output
-    assert "Traceback" not in output
+    assert up.lines[0].startswith(f"tokenfleet: {broken}: model 'x': ")
+    assert any("model 'x': colour: unknown key" in line for line in up.lines)
+    assert not any("starting" in line or "Traceback" in line for line in up.lines)
 
 
 @asynccontextmanager

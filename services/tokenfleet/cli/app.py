@@ -49,6 +49,10 @@ python -m tokenfleet.router --help
 _STATUS_HELP = """
 Show the running fleet: its workers, models and processes.
 
+Of each worker: the requests that run on it and wait there, how full its KV
+cache is, and the mean time of its latest steps, each of which is a token for
+every running request.
+
 [bold]Examples[/bold]
   tokenfleet status                          the fleet on this machine
   tokenfleet status --json | jq .workers     for programs

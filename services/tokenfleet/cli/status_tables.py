@@ -10,7 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokenfleet.cli.console import plain_or_coloured
-from tokenfleet.cli.status import ModelRow, Status
+from tokenfleet.cli.status import ModelRow, Status, WorkerRow
+
+# A worker tells of itself at least every second.
+SILENT_MS = 3_000
 
 _COLOURS = {
     "ready": "green",
@@ -53,11 +56,11 @@ def print_tables(state: Status, record: Mapping[str, Any], console: Console | No
 def _workers(state: Status) -> Table:
     drawn = _table("worker", "zone", "state", "models", "running", "waiting", "KV", "step")
     for row in state.workers:
-        error = f" [dim]{escape(row.error)}[/dim]" if row.error and row.state != "ready" else ""
+        error = f" [dim]{escape(_cause(row.error))}[/dim]" if row.error and row.state != "ready" else ""
         drawn.add_row(
             escape(row.name),
             escape(row.zone),
-            _coloured(row.state) + error,
+            (_silence(row) or _coloured(row.state)) + error,
             _places(row.models) or "–",
             str(row.running),
             str(row.waiting),
@@ -65,6 +68,18 @@ def _workers(state: Status) -> Table:
             "–" if row.step_ms is None else f"{row.step_ms:.1f} ms",
         )
     return drawn
+
+
+def _silence(row: WorkerRow) -> str:
+    """A worker that hangs still looks as it did when it last told."""
+    if row.state != "ready" or row.sample_age_ms < SILENT_MS:
+        return ""
+    return f"[yellow]silent for {_duration(row.sample_age_ms / 1000)}[/yellow]"
+
+
+def _cause(error: str) -> str:
+    """gRPC puts what happened behind where and how it tried."""
+    return error.rpartition(": ")[2]
 
 
 def model_table(rows: Sequence[ModelRow], *, knows_places: bool = True) -> Table:

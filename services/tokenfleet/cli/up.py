@@ -50,6 +50,11 @@ class UpOptions:
     grace_s: float
 
     def spec(self) -> FleetSpec:
+        """Raises CliError that names the option at fault."""
+        if self.grpc_port is None and self.port == 65535:
+            raise CliError("--port 65535 leaves no port behind it for gRPC: name one with --grpc-port")
+        if self.grpc_port == self.port:
+            raise CliError(f"--port and --grpc-port are both {self.port}: HTTP and gRPC need one each")
         try:
             return FleetSpec(
                 state_dir=self.state_dir or default_root() / str(self.port),
@@ -69,9 +74,11 @@ class UpOptions:
 
 def run_fleet(options: UpOptions) -> int:
     """Runs a fleet until it is told to stop; answers the exit code. Raises CliError."""
+    spec = options.spec()
     _require_what_the_fleet_needs(options.engines)
+    _require_a_good_catalog(options.catalog)
     try:
-        return asyncio.run(_Up(options.spec()).run())
+        return asyncio.run(_Up(spec).run())
     except PortTakenError as error:
         free = _free_pair(options.port)
         raise CliError(
@@ -213,6 +220,18 @@ def _require_what_the_fleet_needs(engines: tuple[str, ...]) -> None:
             "the engine llamacpp is not installed: pip install 'tokenfleet[local]'; where there is no build "
             "of it (Macs with an Intel processor), --engine sim runs the fleet with a simulated engine"
         )
+
+
+def _require_a_good_catalog(path: Path | None) -> None:
+    """What the model-loader would refuse is better said before seven processes have started."""
+    if path is None:
+        return
+    from tokenfleet.model_loader.catalog import CatalogError, read_catalog
+
+    try:
+        read_catalog(path)
+    except CatalogError as error:
+        raise CliError(str(error)) from error
 
 
 def _free_pair(beside: int) -> int:

@@ -93,6 +93,14 @@ def test_the_grpc_port_is_checked_too(tmp_path: Path) -> None:
             up.run_fleet(options(tmp_path, free, grpc_port=busy))
 
 
+@pytest.mark.parametrize(
+    ("port", "grpc_port", "told"), [(65535, None, "name one with --grpc-port"), (8080, 8080, "are both 8080")]
+)
+def test_ports_that_cannot_be_are_told(tmp_path: Path, port: int, grpc_port: int | None, told: str) -> None:
+    with pytest.raises(CliError, match=told):
+        up.run_fleet(options(tmp_path, port, grpc_port=grpc_port))
+
+
 def test_the_first_call_survives_a_shell() -> None:
     words = shlex.split(up.first_call("http://127.0.0.1:8080", "it's-a-model"))
     assert words[:2] == ["curl", "http://127.0.0.1:8080/v1/chat/completions"]

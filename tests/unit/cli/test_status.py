@@ -122,6 +122,19 @@ async def test_tables(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "600 MB" in shown
 
 
+async def test_a_worker_that_hangs_or_is_gone_is_told_in_few_words(
+    target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = await status._ask({}, target, target)
+    gone, silent = state.workers
+    gone.error = "failed to connect to all addresses; last error: UNKNOWN: [x]: Connection refused"
+    silent.sample_age_ms = 65_000
+    status_tables.print_tables(state, {}, Console(width=110, highlight=False))
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["127.0.0.1:9000", "unreachable", "Connection", "refused"] in [line[:4] for line in shown]
+    assert ["worker-1", "zone-b", "silent", "for", "1m05s", "small"] in [line[:6] for line in shown]
+
+
 def test_a_router_that_does_not_answer_is_named() -> None:
     with pytest.raises(CliError, match=r"the router at 127\.0\.0\.1:1 does not answer: UNAVAILABLE"):
         status.show_status(port=None, router="127.0.0.1:1", loader="", as_json=False)
