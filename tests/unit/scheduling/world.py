@@ -26,6 +26,7 @@ from tokenfleet.core.scheduling import (
 
 MODEL = "m"
 ENGINES = frozenset({"sim"})
+BLOCK_SIZE = 16  # tokens
 
 
 def fingerprint(engine: str = "sim") -> Fingerprint:
@@ -60,6 +61,7 @@ class World:
         engine: str = "sim",
         features: Iterable[str] = (),
         new_life: bool = False,
+        kv_blocks: int = 0,
     ) -> None:
         """The worker says what it is; `slots` includes the one place that the engine queue adds."""
         self._lives[target] = self._lives.get(target, 1) + new_life
@@ -70,6 +72,8 @@ class World:
             max_sequences=slots - 1,
             fingerprint=fingerprint(engine),
             features=frozenset(features),
+            block_size=BLOCK_SIZE,
+            kv_blocks_total=kv_blocks,
         )
         facts = WorkerFacts(
             self.id(target), target, zone, phase, frozenset({engine}), (replica,) if state is not None else ()
@@ -86,8 +90,9 @@ class World:
         waiting: int = 0,
         admitted: Iterable[str] = (),
         age_s: float = 0.0,
+        **more: Any,
     ) -> None:
-        loads = (ModelLoad(MODEL, running, waiting),)
+        loads = (ModelLoad(MODEL, running, waiting, **more),)
         self.scheduler.sample(target, loads, tuple(admitted), age_s, self.now)
 
     def lost(self, target: str) -> None:

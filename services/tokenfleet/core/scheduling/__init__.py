@@ -5,6 +5,7 @@ chooses among workers with room, and `Scheduler` puts them and the queues togeth
 and given its randomness: the router runs it on the wall clock, the simulator on a virtual one.
 """
 
+from tokenfleet.core.scheduling.choice import Choice, Forecast
 from tokenfleet.core.scheduling.fleet import (
     Fleet,
     ModelLoad,
@@ -13,7 +14,9 @@ from tokenfleet.core.scheduling.fleet import (
     WorkerFacts,
 )
 from tokenfleet.core.scheduling.model import Fingerprint, Outcome, Phase, Replica, Reservation, Worker
-from tokenfleet.core.scheduling.policies import POLICIES, Policy, make_policy
+from tokenfleet.core.scheduling.policies import Policy
+from tokenfleet.core.scheduling.prediction import PredictionSettings
+from tokenfleet.core.scheduling.registry import POLICIES, make_policy
 from tokenfleet.core.scheduling.request import (
     Decision,
     Loading,
@@ -25,13 +28,16 @@ from tokenfleet.core.scheduling.request import (
 )
 from tokenfleet.core.scheduling.scene import Candidate, Scene
 from tokenfleet.core.scheduling.scheduler import Scheduler, SchedulerLimits
+from tokenfleet.core.scheduling.speed import Step
 
 __all__ = [
     "POLICIES",
     "Candidate",
+    "Choice",
     "Decision",
     "Fingerprint",
     "Fleet",
+    "Forecast",
     "LoadWish",
     "Loading",
     "ModelLoad",
@@ -39,6 +45,7 @@ __all__ = [
     "Phase",
     "Placed",
     "Policy",
+    "PredictionSettings",
     "Queued",
     "Refused",
     "Replica",
@@ -49,6 +56,7 @@ __all__ = [
     "Scene",
     "Scheduler",
     "SchedulerLimits",
+    "Step",
     "Worker",
     "WorkerFacts",
     "make_policy",

@@ -9,11 +9,13 @@ restarts what dies, and whoever waits for them shall not be turned away for a re
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from tokenfleet.core.scheduling.model import UNKNOWN_FINGERPRINT, Fingerprint, Phase, Replica, Worker
+from tokenfleet.core.scheduling.speed import Step
 
 # Workers sample at least every second: two lost samples and some delay.
 STALE_S = 2.5
@@ -42,6 +44,8 @@ class ReplicaFacts:
     running: int = 0
     fingerprint: Fingerprint = UNKNOWN_FINGERPRINT
     features: frozenset[str] = frozenset()
+    block_size: int = 0  # tokens
+    kv_blocks_total: int = 0  # 0: no known bound
 
 
 @dataclass(slots=True, frozen=True)
@@ -63,15 +67,38 @@ class ModelLoad:
     model: str
     running: int
     waiting: int
+    queued_prefill_tokens: int = 0
+    context_tokens: int = 0
+    kv_blocks_used: int = 0
+    steps: Sequence[Step] = ()  # since the last sample
+
+
+NO_LOADS = ModelLoad("", 0, 0)
+
+
+class Roll(Protocol):
+    """Keeps books on the replicas that may be sent requests."""
+
+    def appeared(self, replica: Replica) -> None:
+        """It may be sent requests."""
+
+    def vanished(self, replica: Replica) -> None:
+        """It may not, for the time being."""
+
+    def emptied(self, replica: Replica) -> None:
+        """It holds nothing that it held: its engine was started afresh, or it is gone for good."""
 
 
 class Fleet:
     """All workers by their address, and for each model the replicas that may be sent a request."""
 
-    def __init__(self, engine_queue_ratio: float = 0.125, patience_s: float = 30.0) -> None:
+    def __init__(
+        self, engine_queue_ratio: float = 0.125, patience_s: float = 30.0, roll: Roll | None = None
+    ) -> None:
         """`engine_queue_ratio`: how much more than it can run an engine is given, so that it never starves
         between two samples. `patience_s`: how long a worker that went away is expected back."""
         self.workers: dict[str, Worker] = {}
+        self._roll = roll
         self._engine_queue_ratio = engine_queue_ratio
         self._patience_s = patience_s
         self._awaited_since = -math.inf  # when a worker last left whose successor may come to another address
@@ -103,6 +130,7 @@ class Fleet:
         worker = self.workers.get(target)
         if worker is not None and worker.id and worker.id != facts.worker_id:
             self._withdraw(worker)
+            self._forget(worker.replicas.values())
             worker = None
         if worker is None:
             worker = self.workers[target] = Worker(target, seen_at=now)
@@ -129,8 +157,7 @@ class Fleet:
         told = {load.model: load for load in loads}
         changed = worker.stale or _doubt_ends(worker, worker.measured_at)
         for replica in worker.replicas.values():
-            load = told.get(replica.model)
-            replica.running, replica.waiting = (load.running, load.waiting) if load else (0, 0)
+            _take_load(replica, told.get(replica.model, NO_LOADS))
             changed |= _doubt_ends(replica, worker.measured_at)
         if changed:
             worker.stale = age_s > STALE_S
@@ -144,7 +171,9 @@ class Fleet:
         self._withdraw(worker)
         worker.connected = False
         worker.seen_at = now
+        gone = tuple(worker.replicas.values())
         worker.replicas.clear()
+        self._forget(gone)
 
     def doubt_worker(self, worker: Worker, now: float) -> None:
         """A request did not get through to it or was lost there."""
@@ -226,29 +255,54 @@ class Fleet:
                 limit + max(1, math.ceil(limit * self._engine_queue_ratio)) if limit else math.inf
             )
             replica.fingerprint, replica.features = facts.fingerprint, facts.features
+            replica.block_size, replica.kv_blocks_total = facts.block_size, facts.kv_blocks_total
             if facts.state is ReplicaState.READY and not replica.serving:
                 replica.since = now  # a restarted engine is a new life, though the epoch stays
+                self._forget([replica])
             replica.serving = facts.state is ReplicaState.READY
             replica.loading = facts.state is ReplicaState.LOADING
             replica.doubted_at = None
             worker.replicas[facts.model] = replica
+        self._forget(old for old in known.values() if worker.replicas.get(old.model) is not old)
+
+    def _forget(self, replicas: Iterable[Replica]) -> None:
+        if self._roll is not None:
+            for replica in replicas:
+                self._roll.emptied(replica)
 
     def _refresh(self, worker: Worker) -> None:
         if self.workers.get(worker.target) is not worker:
             return  # a former life
         for replica in worker.replicas.values():
             if replica.veto:
-                self._placeable.get(replica.model, {}).pop(worker.target, None)
+                self._take_out(replica)
             else:
                 self._placeable.setdefault(replica.model, {})[worker.target] = replica
+                if self._roll is not None:
+                    self._roll.appeared(replica)
 
     def _withdraw(self, worker: Worker) -> None:
-        for model in worker.replicas:
-            serving = self._placeable.get(model)
-            if serving is not None:
-                serving.pop(worker.target, None)
-                if not serving:
-                    del self._placeable[model]
+        for replica in worker.replicas.values():
+            self._take_out(replica)
+
+    def _take_out(self, replica: Replica) -> None:
+        serving = self._placeable.get(replica.model, {})
+        if serving.pop(replica.worker.target, None) is None:
+            return
+        if not serving:
+            del self._placeable[replica.model]
+        if self._roll is not None:
+            self._roll.vanished(replica)
+
+
+def _take_load(replica: Replica, load: ModelLoad) -> None:
+    replica.running, replica.waiting = load.running, load.waiting
+    replica.queued_prefill_tokens = load.queued_prefill_tokens
+    replica.context_tokens = load.context_tokens
+    replica.kv_blocks_used = load.kv_blocks_used
+    for step in load.steps:
+        replica.speed.learn(step)
+    replica.changed()
 
 
 def _doubt_ends(doubted: Worker | Replica, measured_at: float) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from tokenfleet.core.scheduling.speed import StepSpeed
 
 
 class Phase(StrEnum):
@@ -73,6 +75,13 @@ class Worker:
         return ""
 
 
+class Observer(Protocol):
+    """Hears of a replica whatever a choice may depend on."""
+
+    def changed(self, replica: Replica) -> None:
+        """Its load, its reservations or its speed are not what they were."""
+
+
 @dataclass(slots=True, eq=False)
 class Replica:
     """One model on one worker. `capacity` counts sequences, a short engine queue included."""
@@ -91,6 +100,24 @@ class Replica:
     running: int = 0
     waiting: int = 0
     reserved: int = 0  # sent there and neither seen by a sample nor ended
+    queued_prefill_tokens: int = 0  # admitted or waiting, not computed yet
+    context_tokens: int = 0  # of all running sequences
+    reserved_prefill_tokens: int = 0  # what comes on top with the reserved ones
+    reserved_context_tokens: int = 0
+    block_size: int = 0  # tokens; 0: it caches no prefixes
+    kv_blocks_total: int = 0  # 0: no known bound
+    kv_blocks_used: int = 0
+    speed: StepSpeed = field(default_factory=StepSpeed)
+    observer: Observer | None = None
+
+    @property
+    def tells_cache(self) -> bool:
+        """Whether the engine says what its prefix cache holds, so that nobody has to guess."""
+        return "cache_events" in self.features
+
+    def changed(self) -> None:
+        if self.observer is not None:
+            self.observer.changed(self)
 
     @property
     def load(self) -> int:
@@ -115,4 +142,6 @@ class Reservation:
     id: str
     replica: Replica
     made_at: float
+    prefill_tokens: int = 0  # that the request is expected to compute there
+    context_tokens: int = 0  # that it holds once it has
     counted: bool = True  # the replica's load does not show it yet, so `reserved` does

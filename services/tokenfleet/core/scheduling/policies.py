@@ -7,29 +7,72 @@ source, so that a decision can be replayed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar
 
+from tokenfleet.core.scheduling.choice import Choice
 from tokenfleet.core.scheduling.model import Replica
 from tokenfleet.core.scheduling.request import Request
 
 Draw = Callable[[], float]
 
 
-class Policy(Protocol):
-    """Chooses one of at least one candidate."""
+class Hooks:
+    """What a policy may want to hear of. One that does not learn does not listen."""
 
-    name: str
+    def placed(self, request: Request, choice: Choice) -> None:
+        """The request goes there."""
 
-    def choose(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]: ...
+    def answered(self, request: Request, tokens: int) -> None:
+        """Its answer ended with so many tokens."""
+
+    def appeared(self, replica: Replica) -> None:
+        """It may be sent requests from now on."""
+
+    def vanished(self, replica: Replica) -> None:
+        """It may not, for the time being."""
+
+    def emptied(self, replica: Replica) -> None:
+        """It holds nothing that it held: its engine was started afresh, or it is gone for good."""
 
 
-class LeastLoaded:
+class Policy(Hooks, ABC):
+    """Chooses among the replicas that may be sent requests."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def choose(self, request: Request, placeable: Collection[Replica], draw: Draw) -> Choice | None:
+        """A replica with room for the request; None when there is none."""
+
+
+class Comparing(Policy):
+    """Looks at one candidate after the other."""
+
+    def choose(self, request: Request, placeable: Collection[Replica], draw: Draw) -> Choice | None:
+        roomy = [
+            replica
+            for replica in placeable
+            if replica.running + replica.waiting + replica.reserved < replica.capacity
+        ]
+        if request.choosy:
+            roomy = [replica for replica in roomy if request.suits(replica)]
+        if request.preferred is not None:
+            roomy = [replica for replica in roomy if replica.fingerprint == request.preferred] or roomy
+        return Choice(*self.pick(request, roomy, draw)) if roomy else None
+
+    @abstractmethod
+    def pick(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]:
+        """One of at least one candidate with room, and why."""
+
+
+class LeastLoaded(Comparing):
     """The lowest share of its sequences in use; among equals the client's zone, then the luck of the draw."""
 
     name = "least_loaded"
 
-    def choose(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]:
+    def pick(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]:
         least = math.inf
         equals: list[Replica] = []
         for replica in candidates:
@@ -50,18 +93,18 @@ class LeastLoaded:
         )
 
 
-class PowerOfTwo:
+class PowerOfTwo(Comparing):
     """The less loaded of two drawn at random: nearly as even as the least loaded, at constant cost."""
 
     name = "power_of_two"
 
-    def choose(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]:
+    def pick(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]:
         del request
         first, second = _any_of(candidates, draw), _any_of(candidates, draw)
         return min(first, second, key=_used_share), "less loaded of two drawn"
 
 
-class RoundRobin:
+class RoundRobin(Comparing):
     """Each in turn, whatever its load, as long as it has room."""
 
     name = "round_robin"
@@ -69,30 +112,20 @@ class RoundRobin:
     def __init__(self) -> None:
         self._turns: dict[str, int] = {}
 
-    def choose(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]:
+    def pick(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]:
         del draw
         turn = self._turns[request.model] = self._turns.get(request.model, -1) + 1
         return candidates[turn % len(candidates)], "its turn"
 
 
-class Random:
+class Random(Comparing):
     """Any of them."""
 
     name = "random"
 
-    def choose(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]:
+    def pick(self, request: Request, candidates: Sequence[Replica], draw: Draw) -> tuple[Replica, str]:
         del request
         return _any_of(candidates, draw), "drawn"
-
-
-POLICIES: dict[str, Callable[[], Policy]] = {
-    policy.name: policy for policy in (LeastLoaded, PowerOfTwo, Random, RoundRobin)
-}
-
-
-def make_policy(name: str) -> Policy:
-    """The policy of that name; raises KeyError."""
-    return POLICIES[name]()
 
 
 def _used_share(replica: Replica) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 # What an entry takes at worst, just after the dictionary has grown: its slot, and the hash as an object.
 ENTRY_BYTES = 160
@@ -28,7 +28,7 @@ NOBODY = -1
 
 
 class Holders:
-    """A set of replicas, by number; equal sets are one object."""
+    """A set of replicas, by number; equal sets are nearly always one object."""
 
     __slots__ = ("__weakref__", "members")
 
@@ -51,6 +51,7 @@ class PrefixIndex:
         self._young: dict[int, Holders] = {}
         self._old: dict[int, Holders] = {}
         self._sets: WeakValueDictionary[tuple[int, ...], Holders] = WeakValueDictionary()
+        self._all: WeakSet[Holders] = WeakSet()
         self._nobody = Holders(())
 
     def __len__(self) -> int:
@@ -111,11 +112,12 @@ class PrefixIndex:
 
     def forget(self, replica: int) -> None:
         """The replica lost everything, or is gone: its number may be used again."""
-        for holders in tuple(self._sets.values()):
+        everybody = tuple(self._all)
+        for holders in everybody:
             if replica in holders.members:
                 holders.members = tuple(member for member in holders.members if member != replica)
         # Sets that have become equal stay apart: that costs a look-up more, and no correctness.
-        self._sets = WeakValueDictionary({one.members: one for one in tuple(self._sets.values())})
+        self._sets = WeakValueDictionary({holders.members: holders for holders in everybody})
 
     def _at(self, block: int) -> Holders:
         return self._young.get(block) or self._old.get(block, self._nobody)
@@ -149,4 +151,5 @@ class PrefixIndex:
         known = self._sets.get(members)
         if known is None:
             known = self._sets[members] = Holders(members)
+            self._all.add(known)
         return known

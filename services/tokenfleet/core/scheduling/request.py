@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tokenfleet.core.queueing import Lane
+from tokenfleet.core.scheduling.choice import Forecast
 from tokenfleet.core.scheduling.model import Fingerprint, Replica, Reservation
 from tokenfleet.core.scheduling.scene import Scene
 
@@ -27,6 +29,10 @@ class Request:
     excluded: frozenset[str] = NOTHING  # ids of workers that just failed this request
     features: frozenset[str] = NOTHING  # that the engine must have
     preferred: Fingerprint | None = None  # whose continuation would be alike
+    tenant: str = ""
+    prompt_tokens: int = 0
+    max_tokens: int = 0  # of the answer; 0: no bound is known
+    block_hashes: Sequence[int] = ()
 
     @property
     def choosy(self) -> bool:
@@ -54,6 +60,7 @@ class Placed:
     why: str
     scene: Scene
     waited_s: float
+    forecast: Forecast | None = None
 
 
 @dataclass(slots=True, frozen=True)

@@ -30,26 +30,32 @@ class Reservations:
     def __len__(self) -> int:
         return len(self._counted)
 
-    def reserve(self, replica: Replica, now: float) -> Reservation:
+    def reserve(
+        self, replica: Replica, now: float, prefill_tokens: int = 0, context_tokens: int = 0
+    ) -> Reservation:
         self._last_number += 1
-        reservation = Reservation(f"{self._prefix}{self._last_number:x}", replica, now)
-        self._counted[reservation.id] = reservation
+        id_ = f"{self._prefix}{self._last_number:x}"
+        reservation = Reservation(id_, replica, now, prefill_tokens, context_tokens)
+        self._counted[id_] = reservation
         self._by_age.append(reservation)
-        replica.reserved += 1
+        _credit(reservation, 1)
         return reservation
 
-    def admitted(self, ids: Iterable[str]) -> None:
-        """The worker's own figures contain these from now on. Ids of other routers are ignored."""
+    def admitted(self, target: str, ids: Iterable[str]) -> None:
+        """The figures of the worker at that address contain these from now on.
+
+        Ids of other routers are ignored, and those of places elsewhere: nobody retires what others hold.
+        """
         for id_ in ids:
             reservation = self._counted.get(id_)
-            if reservation is not None:
+            if reservation is not None and reservation.replica.worker.target == target:
                 self.discount(reservation)
 
     def discount(self, reservation: Reservation) -> None:
         """Stops counting it, if it still counted."""
         if reservation.counted:
             reservation.counted = False
-            reservation.replica.reserved -= 1
+            _credit(reservation, -1)
             del self._counted[reservation.id]
 
     def expire(self, now: float) -> list[Reservation]:
@@ -61,3 +67,11 @@ class Reservations:
                 self.discount(reservation)
                 expired.append(reservation)
         return expired
+
+
+def _credit(reservation: Reservation, sign: int) -> None:
+    replica = reservation.replica
+    replica.reserved += sign
+    replica.reserved_prefill_tokens += sign * reservation.prefill_tokens
+    replica.reserved_context_tokens += sign * reservation.context_tokens
+    replica.changed()

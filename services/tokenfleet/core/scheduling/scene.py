@@ -6,11 +6,12 @@ are found when somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+from tokenfleet.core.scheduling.choice import Choice, Forecast, Forecasts
 from tokenfleet.core.scheduling.fleet import Fleet
 from tokenfleet.core.scheduling.model import Replica, Worker
 
@@ -23,6 +24,7 @@ class Candidate(NamedTuple):
     running: int
     waiting: int  # what was sent there and not yet seen included
     veto: str
+    forecast: Forecast | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -31,9 +33,11 @@ class Scene:
 
     serving: list[tuple[Replica, int, int]]
     vetoed: list[tuple[Worker, str]]
+    forecasts: Forecasts | None = None
 
     def candidates(self, excluded: Collection[str], features: frozenset[str]) -> list[Candidate]:
         """For people, as seen by a request with these exclusions and needs."""
+        forecasts = {forecast.replica: forecast for forecast in self.forecasts or ()}
         found = []
         for replica, running, waiting in self.serving:
             worker = replica.worker
@@ -42,22 +46,35 @@ class Scene:
                 veto = "it just failed this request"
             elif not features <= replica.features:
                 veto = "it lacks a feature"
-            found.append(Candidate(worker.id, worker.zone, running, waiting, veto))
+            forecast = forecasts.get(replica)
+            found.append(Candidate(worker.id, worker.zone, running, waiting, veto, forecast))
         found += [
             Candidate(worker.id or worker.target, worker.zone, 0, 0, why) for worker, why in self.vetoed
         ]
         return found
 
 
-def take_scene(fleet: Fleet, model: str, chosen: Replica | None, limit: int) -> Scene:
+def take_scene(fleet: Fleet, model: str, choice: Choice | None, limit: int) -> Scene:
     """At most `limit` workers, the chosen one among them; called before its place is reserved."""
     if not limit:
         return Scene([], [])
-    serving = fleet.placeable(model)
+    forecasts = choice.forecasts if choice is not None else None
+    serving: Collection[Replica] = fleet.placeable(model)
     if len(serving) > limit:
-        others = (replica for replica in serving if replica is not chosen)
-        serving = [*([chosen] if chosen is not None else []), *islice(others, limit - 1)]
+        serving = _most_telling(serving, choice, forecasts, limit)
     seen = [(replica, replica.running, replica.waiting + replica.reserved) for replica in serving]
     if len(seen) >= min(limit, len(fleet.workers)):
-        return Scene(seen, [])
-    return Scene(seen, list(islice(fleet.vetoes(model), limit - len(seen))))
+        return Scene(seen, [], forecasts)
+    return Scene(seen, list(islice(fleet.vetoes(model), limit - len(seen))), forecasts)
+
+
+def _most_telling(
+    serving: Collection[Replica], choice: Choice | None, forecasts: Forecasts | None, limit: int
+) -> Sequence[Replica]:
+    """Those with the lowest predicted cost, or any; the chosen one first."""
+    if forecasts is not None:
+        return forecasts.replicas[:limit]
+    if choice is None:
+        return list(islice(serving, limit))
+    others = (replica for replica in serving if replica is not choice.replica)
+    return [choice.replica, *islice(others, limit - 1)]

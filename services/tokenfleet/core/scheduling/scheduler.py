@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from tokenfleet.core.queueing import DrainRate, Entry, Lane, Overflow, WaitingQueue
+from tokenfleet.core.scheduling.choice import Choice
 from tokenfleet.core.scheduling.fleet import Fleet, ModelLoad, WorkerFacts
 from tokenfleet.core.scheduling.load_wishes import LoadWishes
-from tokenfleet.core.scheduling.model import Outcome, Replica, Reservation
+from tokenfleet.core.scheduling.model import Outcome, Reservation
 from tokenfleet.core.scheduling.policies import Draw, Policy
 from tokenfleet.core.scheduling.request import (
     Decision,
@@ -70,7 +71,7 @@ class Scheduler(Generic[R]):
         start_load: Callable[[LoadWish], None],
         reservation_prefix: str = "",
     ) -> None:
-        self.fleet = Fleet(limits.engine_queue_ratio, limits.patience_s)
+        self.fleet = Fleet(limits.engine_queue_ratio, limits.patience_s, policy)
         self.reservations = Reservations(reservation_prefix)
         self.policy = policy
         self._limits = limits
@@ -88,7 +89,7 @@ class Scheduler(Generic[R]):
         """Places, queues or refuses at once."""
         chosen = self._choose(request)
         if chosen is not None:
-            self._place(request, *chosen, now)
+            self._place(request, chosen, now)
         elif (refusal := self._hopeless(request, self._hope(request, now), now)) is not None:
             self._decide(request, refusal)
         else:
@@ -138,7 +139,7 @@ class Scheduler(Generic[R]):
         self, target: str, loads: Sequence[ModelLoad], admitted: Iterable[str], age_s: float, now: float
     ) -> None:
         """A worker told its load and which reservations it contains by now."""
-        self.reservations.admitted(admitted)
+        self.reservations.admitted(target, admitted)
         self.fleet.sample(target, loads, age_s, now)
         worker = self.fleet.workers.get(target)
         for model in worker.replicas if worker is not None and self._entries else ():
@@ -190,22 +191,18 @@ class Scheduler(Generic[R]):
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _choose(self, request: R) -> tuple[Replica, str] | None:
-        roomy = [
-            replica
-            for replica in self.fleet.placeable(request.model)
-            if replica.running + replica.waiting + replica.reserved < replica.capacity
-        ]
-        if request.choosy:
-            roomy = [replica for replica in roomy if request.suits(replica)]
-        if request.preferred is not None:
-            roomy = [r for r in roomy if r.fingerprint == request.preferred] or roomy
-        return self.policy.choose(request, roomy, self._draw) if roomy else None
+    def _choose(self, request: R) -> Choice | None:
+        return self.policy.choose(request, self.fleet.placeable(request.model), self._draw)
 
-    def _place(self, request: R, replica: Replica, why: str, now: float) -> None:
-        scene = take_scene(self.fleet, request.model, replica, self._limits.candidates_recorded)
-        reservation = self.reservations.reserve(replica, now)
-        self._decide(request, Placed(reservation, why, scene, now - request.asked_at))
+    def _place(self, request: R, choice: Choice, now: float) -> None:
+        scene = take_scene(self.fleet, request.model, choice, self._limits.candidates_recorded)
+        forecast = choice.forecast
+        cached = 0 if forecast is None else forecast.cached_tokens
+        reservation = self.reservations.reserve(
+            choice.replica, now, request.prompt_tokens - cached, request.prompt_tokens
+        )
+        self.policy.placed(request, choice)
+        self._decide(request, Placed(reservation, choice.why, scene, now - request.asked_at, forecast))
 
     def _enqueue(self, request: R, now: float) -> None:
         line = self._lines.get(request.model)
@@ -234,7 +231,7 @@ class Scheduler(Generic[R]):
                 line.queue.remove(entry)
                 del self._entries[entry.item]
                 line.drain.departed(now, still_waiting=len(line.queue) > 0)
-                self._place(entry.item, *chosen, now)
+                self._place(entry.item, chosen, now)
             elif not entry.item.choosy:
                 return
 
