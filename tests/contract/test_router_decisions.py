@@ -261,8 +261,11 @@ async def test_explain_tells_its_own_tenant_what_was_chosen_why_and_what_became_
         (record,) = (
             await stub.Explain(router_pb2.ExplainRequest(request_id="explained", tenant="t"))
         ).records
-        assert (record.chosen_worker, record.policy) == ("a-1", "least_loaded")
-        assert "least loaded" in record.why
+        assert (record.chosen_worker, record.policy) == ("a-1", "predicted")
+        assert "least predicted cost" in record.why
+        costs = {candidate.worker_id: candidate.cost_s for candidate in record.candidates}
+        assert costs["a-1"] > 0
+        assert costs["b-1"] == 0, "nothing is predicted for a worker that is out of the question"
         assert {c.worker_id: c.veto for c in record.candidates} == {"a-1": "", "b-1": "draining"}
         assert (record.actual.ttft_s, record.actual.cached_tokens) == (0.25, 3)
         assert 0 < record.decided_in_us < 1e6
@@ -286,7 +289,7 @@ async def test_the_fleet_can_be_listed_and_watched_and_the_metrics_add_up() -> N
             break
         fleet.cancel()
         page = await asyncio.to_thread(_get, harness.router.metrics)
-        assert 'tokenfleet_router_decisions_total{policy="least_loaded",reason="placed"} 4.0' in page
+        assert 'tokenfleet_router_decisions_total{policy="predicted",reason="placed"} 4.0' in page
         assert 'tokenfleet_router_queue_depth{class="standard"} 1.0' in page
         assert 'tokenfleet_router_workers{state="ready"} 2.0' in page
         assert "tokenfleet_router_queue_wait_seconds_count 4.0" in page

@@ -17,6 +17,4 @@ class Ask(Request):
 
     session: Session
     ask_id: int
-    tenant: str
-    prompt_tokens: int
     received_at: float  # on the performance counter, for the time a decision took

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from tokenfleet.core.scheduling import (
+    Candidate,
     Decision,
+    Forecast,
     LoadWish,
     Outcome,
     Placed,
@@ -58,7 +60,7 @@ class Dispatcher:
         self._catalog = catalog
         self._random = random.Random(settings.seed)
         self.scheduler: Scheduler[Ask] = Scheduler(
-            make_policy(settings.policy),
+            make_policy(settings.policy, settings.prediction()),
             settings.limits(),
             draw=self._random.random,
             decide=self._decided,
@@ -123,6 +125,8 @@ class Dispatcher:
             ask_id=ask.ask_id,
             tenant=context.tenant,
             prompt_tokens=ask.prompt_tokens,
+            max_tokens=ask.max_tokens,
+            block_hashes=ask.block_hashes[:],
             received_at=received_at,
         )
         self.scheduler.ask(request, now)
@@ -131,10 +135,15 @@ class Dispatcher:
     def cancel(self, ask: Ask) -> None:
         self.scheduler.cancel(ask)
 
-    def release(self, reservation: Reservation, record: Record | None, told: router_pb2.Release) -> None:
-        self.scheduler.release(reservation, outcome(told.outcome), self._loop.time())
+    def release(self, ask: Ask, placed: Placed, record: Record | None, told: router_pb2.Release) -> None:
+        """A placed request ended, and this is what came of it."""
+        self.scheduler.release(placed.reservation, outcome(told.outcome), self._loop.time())
         self.metrics.prefix_hit_tokens += told.cached_tokens
         self.metrics.ended(outcome_name(told.outcome))
+        if told.outcome == router_pb2.Release.OUTCOME_FINISHED:
+            self.scheduler.policy.answered(ask, told.completion_tokens)
+        if placed.forecast is not None and told.ttft_s:
+            self.metrics.prediction_error.observe(abs(told.ttft_s - placed.forecast.ttft_s))
         if record is not None:
             record.actual = router_pb2.Release()
             record.actual.CopyFrom(told)
@@ -197,7 +206,7 @@ class Dispatcher:
             reason=refused.reason if refused else "placed",
             why=placed.why if placed else refused and refused.message,
             waited_s=round(decision.waited_s, 4),
-            candidates=[candidate._asdict() for candidate in seen],
+            candidates=[_told(candidate) for candidate in seen],
         )
 
     def _unknown(self, session: Session, ask: router_pb2.Ask) -> None:
@@ -217,3 +226,16 @@ class Dispatcher:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self.scheduler.tick(self._loop.time())
         self.flush()
+
+
+def _told(candidate: Candidate) -> dict[str, object]:
+    """A candidate as the log has it."""
+    told = candidate._asdict()
+    forecast: Forecast | None = told.pop("forecast")
+    if forecast is not None:
+        told |= {
+            "ttft_s": round(forecast.ttft_s, 4),
+            "cost_s": round(forecast.cost_s, 4),
+            "cached_tokens": forecast.cached_tokens,
+        }
+    return told

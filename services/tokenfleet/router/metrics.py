@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from tokenfleet.core.queueing import Lane
 from tokenfleet.core.scheduling import Scheduler
 from tokenfleet.router.ask import Ask
-from tokenfleet.runtime.metrics import TokenHistogram
+from tokenfleet.runtime.metrics import TTFT_BUCKETS, TokenHistogram
 
 WAIT_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 DECISION_BUCKETS = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 5e-3, 10e-3)
@@ -33,6 +33,12 @@ class RouterMetrics(Collector):
             "tokenfleet_router_decision_seconds",
             "Work on an ask that did not wait",
             DECISION_BUCKETS,
+            registry,
+        )
+        self.prediction_error = TokenHistogram(
+            "tokenfleet_router_prediction_error_seconds",
+            "Between the predicted time to the first token and the one that the gateway measured",
+            TTFT_BUCKETS,
             registry,
         )
         registry.register(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tokenfleet.core.scheduling import Decision, Loading, Placed, Queued, Reservation
+from tokenfleet.core.scheduling import Decision, Loading, Placed, Queued
 from tokenfleet.router.ask import Ask
 from tokenfleet.router.records import Record
 from tokenfleet.router.translate import failure
@@ -30,7 +30,7 @@ class Session:
         self._dispatcher = dispatcher
         self._link = link
         self._waiting: dict[int, Ask] = {}
-        self._placed: dict[int, tuple[Reservation, Record | None]] = {}
+        self._placed: dict[int, tuple[Ask, Placed, Record | None]] = {}
         self._outgoing: router_pb2.ScheduleResponse | None = None
 
     def received(self, messages: Sequence[router_pb2.ScheduleRequest]) -> None:
@@ -62,7 +62,9 @@ class Session:
         )
         waiting, self._waiting = self._waiting, {}
         placed, self._placed = self._placed, {}
-        self._dispatcher.closed(self, waiting.values(), [reservation for reservation, _ in placed.values()])
+        self._dispatcher.closed(
+            self, waiting.values(), [decision.reservation for _, decision, _ in placed.values()]
+        )
 
     def close(self) -> None:
         self._link.close()
@@ -71,12 +73,15 @@ class Session:
         """Puts a decision into the next message."""
         if isinstance(decision, Placed):
             self._waiting.pop(ask.ask_id, None)
-            self._placed[ask.ask_id] = decision.reservation, record
+            self._placed[ask.ask_id] = ask, decision, record
             if len(self._placed) > MOST_PLACED:
                 del self._placed[next(iter(self._placed))]
             placement = self._add(ask.ask_id).placement
             placement.CopyFrom(self._dispatcher.placement(decision.reservation.replica))
             placement.reservation_id = decision.reservation.id
+            if decision.forecast is not None:
+                placement.predicted_ttft_s = decision.forecast.ttft_s
+                placement.predicted_cached_tokens = decision.forecast.cached_tokens
         elif isinstance(decision, Queued):
             self._waiting[ask.ask_id] = ask
             self._add(ask.ask_id).waiting.CopyFrom(router_pb2.Waiting(position=decision.position))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from tokenfleet.core.scheduling import POLICIES, SchedulerLimits
+from tokenfleet.core.scheduling import POLICIES, PredictionSettings, SchedulerLimits
 from tokenfleet.runtime.discovery import PeerTargets
 from tokenfleet.runtime.settings import ServiceSettings
 
@@ -20,7 +20,13 @@ class RouterSettings(ServiceSettings):
     workers: PeerTargets = Field(
         default_factory=list, description="the workers: host:port, or kubernetes://SERVICE:PORT"
     )
-    policy: str = Field("least_loaded", description=f"how to choose: {', '.join(sorted(POLICIES))}")
+    policy: str = Field("predicted", description=f"how to choose: {', '.join(sorted(POLICIES))}")
+    zone_penalty_s: float = Field(
+        0.25, ge=0, description="how much slower an answer at home may be before another zone is asked for it"
+    )
+    prefix_index_bytes: int = Field(
+        256 * 1024 * 1024, ge=65_536, description="the most that the index of cached prefixes may take"
+    )
     seed: int | None = Field(None, description="of the draws among equals; none: a new one every start")
     queue_limit: int = Field(
         1024, ge=0, description="waiting requests for each model before new ones are shed"
@@ -46,6 +52,9 @@ class RouterSettings(ServiceSettings):
         if policy not in POLICIES:
             raise ValueError(f"there is no such policy; there are {', '.join(sorted(POLICIES))}")
         return policy
+
+    def prediction(self) -> PredictionSettings:
+        return PredictionSettings(zone_penalty_s=self.zone_penalty_s, index_bytes=self.prefix_index_bytes)
 
     def limits(self) -> SchedulerLimits:
         return SchedulerLimits(

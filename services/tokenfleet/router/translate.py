@@ -12,9 +12,13 @@ from tokenfleet.core.scheduling import (
     Refused,
     ReplicaFacts,
     ReplicaState,
+    Step,
     WorkerFacts,
 )
 from tokenfleet.v1 import common_pb2, router_pb2, worker_pb2
+
+# Of the steps in one sample.
+STEPS_LEARNED = 4
 
 _PHASES = {
     worker_pb2.WORKER_STATE_STARTING: Phase.STARTING,
@@ -63,6 +67,8 @@ def _replica_facts(model: worker_pb2.ResidentModel) -> ReplicaFacts:
         running=model.running,
         fingerprint=fingerprint(model.fingerprint),
         features=frozenset(model.features),
+        block_size=model.block_size,
+        kv_blocks_total=model.kv_blocks_total,
     )
 
 
@@ -71,7 +77,33 @@ def fingerprint(told: common_pb2.Fingerprint) -> Fingerprint:
 
 
 def model_loads(sample: worker_pb2.LoadSample) -> list[ModelLoad]:
-    return [ModelLoad(load.model, load.running, load.waiting) for load in sample.models]
+    return [
+        ModelLoad(
+            load.model,
+            load.running,
+            load.waiting,
+            load.queued_prefill_tokens,
+            load.context_tokens,
+            load.kv_blocks_used,
+            _latest_steps(load),
+        )
+        for load in sample.models
+    ]
+
+
+def _latest_steps(load: worker_pb2.LoadSample.ModelLoad) -> list[Step]:
+    """The last few: in a large fleet the time to learn from all of them would be most of the router's."""
+    return [
+        Step(us / 1e6, batch, prefill_tokens, context_tokens)
+        for us, batch, prefill_tokens, context_tokens in zip(
+            load.step_us[-STEPS_LEARNED:],
+            load.step_batch[-STEPS_LEARNED:],
+            load.step_prefill_tokens[-STEPS_LEARNED:],
+            load.step_context_tokens[-STEPS_LEARNED:],
+            strict=False,
+        )
+        if us
+    ]
 
 
 def outcome(told: router_pb2.Release.Outcome.ValueType) -> Outcome:
@@ -111,10 +143,16 @@ def failure(refused: Refused) -> common_pb2.Failure:
 
 
 def candidate(seen: Candidate) -> router_pb2.DecisionRecord.Candidate:
-    return router_pb2.DecisionRecord.Candidate(
+    described = router_pb2.DecisionRecord.Candidate(
         worker_id=seen.worker_id,
         zone=seen.zone,
         running=seen.running,
         waiting=seen.waiting,
         veto=seen.veto,
     )
+    if seen.forecast is not None:
+        described.predicted_ttft_s = seen.forecast.ttft_s
+        described.predicted_step_s = seen.forecast.step_s
+        described.cost_s = seen.forecast.cost_s
+        described.matched_tokens = seen.forecast.cached_tokens
+    return described

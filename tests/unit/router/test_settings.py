@@ -10,7 +10,7 @@ from tokenfleet.runtime.settings import load_settings
 @pytest.mark.parametrize(
     ("flags", "complaints"),
     [
-        (["--policy", "luckiest"], ["policy", "least_loaded"]),
+        (["--policy", "luckiest"], ["policy", "least_loaded", "predicted"]),
         (["--workers", "nowhere"], ["workers", "host:port"]),
         (["--queue-limit", "-1"], ["queue_limit", "greater than or equal to 0"]),
         (["--engine-queue-ratio", "9"], ["engine_queue_ratio"]),
