@@ -214,6 +214,24 @@ async def test_a_question_on_the_command_line_does_not_wait_for_stdin(
     assert (code, bool(answer)) == (0, True)
 
 
+async def test_an_answer_survives_its_worker_and_says_so(
+    fleet: LocalFleet, environment: dict[str, str]
+) -> None:
+    async with on_terminal(*CHAT, "--max-tokens", "60", "A long story", env=environment) as terminal:
+        await until_running(fleet, 1)
+        await terminal.until(r"\w+ \w+")
+        fleet.kill("worker-0")
+        await terminal.until("TTFT .* · 60 tokens · .* · survived 1 lost worker\n")
+        assert await terminal.ended() == 0
+
+
+async def test_strange_input_is_no_traceback(fleet: LocalFleet, environment: dict[str, str]) -> None:
+    code, answer, _ = await piped(*CHAT, "--max-tokens", "2", env=environment, stdin=b"caf\xe9 \x00?")
+    assert (code, bool(answer)) == (0, True)
+    code, _, errors = await piped("sh", "-c", f"{' '.join(CHAT)} <&-", env=environment)
+    assert (code, errors.startswith("tokenfleet: nothing to ask")) == (1, True)
+
+
 async def test_ctrl_c_of_a_single_question_cancels_it_and_says_so_in_its_exit_code(
     fleet: LocalFleet, environment: dict[str, str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def unknown_words(line: str, command: Any = TOKENFLEET) -> list[str]:
         elif re.match(r"--?[a-z]", word) and word.partition("=")[0] not in _options(command):
             unknown.append(word)
     return unknown
+
+
+def _all_commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    yield name, command
+    for each, inner in getattr(command, "commands", {}).items():
+        yield from _all_commands(f"{name} {each}", inner)
 
 
 def _words(text: str) -> list[str]:
@@ -70,7 +77,7 @@ def test_help_texts_name_real_options_too(path: str) -> None:
 
 def test_every_help_text_gives_examples_that_exist() -> None:
     """The examples in `--help` are documentation like any other."""
-    for name, command in [("", TOKENFLEET), *TOKENFLEET.commands.items()]:  # type: ignore[attr-defined]
+    for name, command in _all_commands("tokenfleet", TOKENFLEET):
         examples = [line for line in (command.help or "").splitlines() if line.startswith("  tokenfleet")]
         commands = [re.split(r"   +", line.strip())[0] for line in examples]
         assert [command for command in commands if unknown_words(command)] == [], name

@@ -38,7 +38,7 @@ Ctrl-C lets running requests finish and stops them all, a second one at once.
 [bold]Examples[/bold]
   tokenfleet up                            http://127.0.0.1:8080, gRPC on 8081
   tokenfleet up --port 8090 --workers 3    another one beside it
-  tokenfleet up --engine sim               a simulated engine instead of a model
+  tokenfleet up --engine sim               no model: a simulated engine
   tokenfleet up --catalog my-models.yaml   your own models
 
 Every setting of a service can be given in the environment, for example

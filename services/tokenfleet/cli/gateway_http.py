@@ -152,6 +152,8 @@ def _refusal(response: http.client.HTTPResponse) -> GatewayError:
         error = _error(_decoded(body))
     except GatewayError:
         return GatewayError(f"HTTP {response.status} {response.reason}", code=str(response.status))
+    if response.status == 401:
+        return GatewayError(f"{error} (give it with --api-key, or in TOKENFLEET_API_KEY)", code=error.code)
     after = response.getheader("Retry-After")
     return GatewayError(f"{error} (try again in {after} s)", code=error.code) if after else error
 

@@ -183,6 +183,7 @@ class _Up:
                 style="yellow",
             )
         say()
+        say(f"chat     {own_command()} chat")
         say(f"logs     {self._spec.state_dir / 'logs'}")
         say(f"status   {own_command()} status")
         say("stop     Ctrl-C")

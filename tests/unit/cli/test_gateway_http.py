@@ -176,6 +176,12 @@ def test_a_refusal_keeps_its_words_its_code_and_its_advice() -> None:
     assert caught.value.code == "queue_full"
 
 
+def test_a_missing_key_says_where_to_give_it() -> None:
+    refusal = b'{"error": {"message": "an API key is needed", "code": "unauthenticated"}}'
+    with scripted(401, refusal) as server, pytest.raises(GatewayError, match="TOKENFLEET_API_KEY"):
+        GatewayHttp(server.address).models()
+
+
 def test_servers_that_are_no_gateway_are_told_apart() -> None:
     with scripted(404, b"<html>") as server, pytest.raises(GatewayError, match="HTTP 404 Not Found"):
         GatewayHttp(server.address).models()

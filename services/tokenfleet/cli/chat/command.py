@@ -76,9 +76,9 @@ def _question(options: ChatOptions, terminal: Terminal) -> str:
     """
     question = options.question
     if question == "-" or (not question and not terminal.interactive):
-        question = sys.stdin.read().strip()
+        question = sys.stdin.read().strip() if sys.stdin is not None else ""
         if not question:
-            raise CliError("nothing to ask: stdin was empty")
+            raise CliError("nothing to ask: stdin was empty; give a question, or call it from a terminal")
     elif not question and options.as_json:
         raise CliError("--json takes one question: give it as an argument, or through a pipe")
     return question

@@ -7,6 +7,7 @@ nothing but plain text is written.
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import unicodedata
 
@@ -20,7 +21,8 @@ class Terminal:
     """The person's, or the pipes that stand for it."""
 
     def __init__(self) -> None:
-        self.interactive = sys.stdin.isatty()
+        _tolerate(sys.stdin, sys.stdout, sys.stderr)
+        self.interactive = sys.stdin is not None and sys.stdin.isatty()
         self._notes = plain_or_coloured(stderr=True)
         self._raw = not sys.stdout.isatty()
         self._status: Status | None = None
@@ -78,6 +80,13 @@ class Terminal:
         elif progress != self._told:
             self.note(progress)
         self._told = progress
+
+
+def _tolerate(*streams: object) -> None:
+    """What an encoding lacks becomes a question mark instead of an error."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def enable_line_editing() -> None:
