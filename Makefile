@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 V1 := services/tokenfleet/v1
 PROTOS = $(sort $(wildcard protos/tokenfleet/v1/*.proto))
-TYPED = services/tokenfleet tests $(wildcard benchmarks loadtest)
+TYPED = services/tokenfleet tests tools $(wildcard benchmarks loadtest)
 
 # $(call generate,FOLDER): the Python code of all contracts, below FOLDER
 define generate
@@ -20,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check lock bench-gateway bench-edges bench-browser clean
+.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs lock bench-gateway bench-edges bench-browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,6 +105,17 @@ protos-check: setup ## fail if the generated code is not what protos/ says
 		echo "the generated code is stale: run 'make protos' and commit the result" >&2; exit 1; \
 	fi
 
+## -- the chart -----------------------------------------------------------------------------------
+
+helm-check: setup ## check the Helm chart: lint, render, validate, policies; no cluster
+	@$(BIN)/python -m pytest tests/helm --quiet
+
+helm-golden: setup helm-docs ## accept what the chart renders now
+	@HELM_GOLDEN=write $(BIN)/python -m pytest tests/helm/test_rendering.py --quiet -k golden
+
+helm-docs: setup ## write the chart's schema and README from where its values are described
+	@$(BIN)/python -m tools.chart_docs
+
 ## -- upkeep --------------------------------------------------------------------------------------
 
 lock: setup ## resolve constraints.txt afresh; UPGRADE=1 takes the latest versions
@@ -123,4 +134,4 @@ bench-browser: setup ## measure from a click in a real Chromium to the first tok
 
 clean: ## remove ./.venv and every cache; fleets keep their state in ~/.local/state/tokenfleet
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
-	find services tests benchmarks loadtest -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find services tests tools benchmarks loadtest -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
