@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
 
 from tests import real_model
+from tests.unit.tokenizer import growing
 from tokenfleet.runtime.models import TokenizerBundle, load_vocabulary
 from tokenfleet.tokenizer.encoders import Encoder, open_encoder
 from tokenfleet.tokenizer.model import open_model
@@ -65,7 +67,7 @@ def llama_cpp() -> Tokenize:
 
 @pytest.fixture(scope="module", params=["fastokens", "tokenizers"])
 def encoder(request: pytest.FixtureRequest, bundle: TokenizerBundle) -> Encoder:
-    return open_encoder(bundle, request.param, 1 << 20)
+    return open_encoder(bundle, request.param)
 
 
 def test_ids_are_llama_cpps(encoder: Encoder, llama_cpp: Tokenize) -> None:
@@ -83,8 +85,25 @@ def test_ids_decode_to_the_text_they_came_from(encoder: Encoder, bundle: Tokeniz
             assert b"".join(vocabulary.token_bytes[token] for token in ids) == text.encode()
 
 
+@pytest.mark.parametrize("backend", ["fastokens", "tokenizers"])
+def test_a_conversations_ids_are_those_of_the_whole_text(bundle: TokenizerBundle, backend: str) -> None:
+    model = growing.model_of(bundle, backend, 1 << 20)
+    found = 0
+
+    @settings(max_examples=60, deadline=None)
+    @given(growing.steps)
+    def conversations_stay_right(moves: list[tuple[int, growing.Step, str]]) -> None:
+        nonlocal found
+        conversations = growing.Conversations()
+        for which, step, salt in moves:
+            found += growing.check(model, conversations.step(which, step), salt).cached_tokens
+
+    conversations_stay_right()
+    assert found > 0
+
+
 def test_the_faster_library_passes_its_check(bundle: TokenizerBundle) -> None:
-    assert open_encoder(bundle, "auto", 0).name == "fastokens"
+    assert open_encoder(bundle, "auto").name == "fastokens"
 
 
 def test_an_empty_system_prompt_suppresses_the_models_own(bundle: TokenizerBundle) -> None:

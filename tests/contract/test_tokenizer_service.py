@@ -56,6 +56,10 @@ def reason(result: tokenizer_pb2.EncodeResult) -> tuple[str, str]:
     return common_pb2.Reason.Name(result.failure.reason), result.failure.field
 
 
+# `assistant` and the line's end, which open the answer, stand behind the last special token.
+OPENING_TOKENS = len("assistant\n")
+
+
 @dataclass
 class Fleet:
     loader: Loader
@@ -248,19 +252,26 @@ async def test_it_outlives_its_loader(folder: Path) -> None:
 
 async def test_metrics_tell_what_it_did(running: Fleet) -> None:
     async with gateway(running.process.address, frames=True) as link:
-        await link.encode(text("hello world"), chat(), text("hello " * 5000))
+        await link.encode(text("hello world"), chat(), text("hello " * 10_000))
+        first, again = [await link.one(chat(("user", "hello"))) for _ in range(2)]
+    assert (first.cached_tokens, again.cached_tokens) == (0, again.token_count - OPENING_TOKENS)
     (serving,) = await running.process.logged("serving")
     page = await asyncio.to_thread(_get, f"http://127.0.0.1:{serving['metrics']}/metrics")
     for line in (
-        'tokenfleet_tokenizer_requests_total{outcome="ok"} 2.0',
+        'tokenfleet_tokenizer_requests_total{outcome="ok"} 4.0',
+        f'tokenfleet_tokenizer_prefix_cache_tokens_total{{result="hit"}} {again.cached_tokens}.0',
         'tokenfleet_tokenizer_requests_total{outcome="invalid_argument"} 1.0',
         'tokenfleet_tokenizer_batches_total{path="thread"} 1.0',
-        "tokenfleet_tokenizer_batch_jobs_count 1.0",
+        "tokenfleet_tokenizer_batch_jobs_count 3.0",
         "tokenfleet_tokenizer_queue_depth 0.0",
     ):
         assert line in page
     assert "tokenfleet_tokenizer_encode_seconds_bucket" in page
     assert "tokenfleet_tokenizer_tokens_total" in page
+    (size,) = [
+        line for line in page.splitlines() if line.startswith("tokenfleet_tokenizer_prefix_cache_bytes ")
+    ]
+    assert float(size.split()[1]) > 0
 
 
 def _get(address: str) -> str:

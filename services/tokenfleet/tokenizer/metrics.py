@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,11 +21,13 @@ class TokenizerMetrics(Collector):
     def __init__(
         self,
         queue_depth: Callable[[], int],
-        cache_bytes: Callable[[], tuple[int, int]],
+        cache_bytes: Callable[[], int],
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self.requests: Counter[str] = Counter()  # by outcome: ok, or the reason's name
         self.tokens = 0
+        self.looked_up_tokens = 0
+        self.reused_tokens = 0
         self.batches: Counter[str] = Counter()  # by path: inline, thread
         self._queue_depth = queue_depth
         self._cache_bytes = cache_bytes
@@ -36,6 +38,15 @@ class TokenizerMetrics(Collector):
             "tokenfleet_tokenizer_encode_seconds", "Time to encode one batch", _SECONDS, registry
         )
         registry.register(self)
+
+    def add(
+        self, outcomes: Mapping[str, int], tokens: int, looked_up_tokens: int, reused_tokens: int
+    ) -> None:
+        for outcome, count in outcomes.items():
+            self.requests[outcome] += count
+        self.tokens += tokens
+        self.looked_up_tokens += looked_up_tokens
+        self.reused_tokens += reused_tokens
 
     def observe(self, path: str, jobs: int, seconds: float) -> None:
         self.batches[path] += 1
@@ -50,12 +61,14 @@ class TokenizerMetrics(Collector):
         batches = CounterMetricFamily(prefix + "batches", "Batches by where they ran", labels=["path"])
         for path, count in tuple(self.batches.items()):
             batches.add_metric([path], count)
-        found, missed = self._cache_bytes()
         cache = CounterMetricFamily(
-            prefix + "prefix_cache_bytes", "Prompt text looked up in the prefix cache", labels=["result"]
+            prefix + "prefix_cache_tokens", "Prompt tokens looked up in the prefix cache", labels=["result"]
         )
-        cache.add_metric(["hit"], found)
-        cache.add_metric(["miss"], missed)
+        cache.add_metric(["hit"], self.reused_tokens)
+        cache.add_metric(["miss"], self.looked_up_tokens - self.reused_tokens)
         yield from (requests, batches, cache)
         yield CounterMetricFamily(prefix + "tokens", "Tokens encoded", value=self.tokens)
         yield GaugeMetricFamily(prefix + "queue_depth", "Jobs that wait", value=self._queue_depth())
+        yield GaugeMetricFamily(
+            prefix + "prefix_cache_bytes", "Memory that the prefix caches take", value=self._cache_bytes()
+        )

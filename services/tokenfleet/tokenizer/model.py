@@ -6,12 +6,17 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import orjson
+
 from tokenfleet.core.blocks import block_hashes
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.models import TokenizerBundle
+from tokenfleet.tokenizer.borders import Borders, find_borders
 from tokenfleet.tokenizer.conversation import invalid, json_object, json_objects, messages_of
 from tokenfleet.tokenizer.encoders import Encoder, open_encoder
 from tokenfleet.tokenizer.least_tokens import TokenLength, token_length
+from tokenfleet.tokenizer.prefix_cache import NOTHING
+from tokenfleet.tokenizer.prompt_encoder import Encoded, PromptEncoder
 from tokenfleet.tokenizer.template import ChatTemplate
 from tokenfleet.v1 import common_pb2, tokenizer_pb2
 
@@ -24,16 +29,16 @@ class LoadedModel:
     bundle: TokenizerBundle
     encoder: Encoder
     template: ChatTemplate | None
+    prompts: PromptEncoder
     token_length: TokenLength = field(default=TokenLength(), kw_only=True)
 
     def encode(self, job: tokenizer_pb2.EncodeJob, result: tokenizer_pb2.EncodeResult) -> None:
         """Fills the result. Raises FleetError, with nothing but the job's id in the result."""
-        ids = self._ids(job)
-        result.token_count = len(ids)
-        if job.count_only or 0 < job.max_tokens < len(ids):
-            return
-        result.token_ids.extend(ids)
-        result.block_hashes.extend(block_hashes(ids, self.spec.block_size, job.cache_salt))
+        encoded = self._encoded(job)
+        count = result.token_count = len(encoded.ids)
+        result.cached_tokens = len(encoded.prefix.ids)
+        if not (job.count_only or 0 < job.max_tokens < count):
+            encoded.write_to(result)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Raises FleetError when an id is not in the vocabulary."""
@@ -52,20 +57,22 @@ class LoadedModel:
             tokenizer_digest=self.bundle.digest,
         )
 
-    def _ids(self, job: tokenizer_pb2.EncodeJob) -> array[int]:
+    def _encoded(self, job: tokenizer_pb2.EncodeJob) -> Encoded:
         match job.WhichOneof("input"):
             case "chat":
-                return self.encoder.encode(self._bounded(job, self._prompt(job.chat)), False)
+                return self.prompts.encode(self._bounded(job, self.prompt(job.chat)), job.cache_salt)
             case "text":
-                return self.encoder.encode(self._bounded(job, job.text), job.add_special_tokens)
+                text = self._bounded(job, job.text)
+                return self.prompts.encode(text, job.cache_salt, job.add_special_tokens)
             case "tokens":
                 ids = array("I", job.tokens.token_ids)
                 self._check(ids)
-                return ids
+                return Encoded(ids, block_hashes(ids, self.spec.block_size, job.cache_salt), NOTHING)
             case _:
                 raise invalid("input", "the job has neither text, chat nor tokens")
 
-    def _prompt(self, chat: tokenizer_pb2.ChatInput) -> str:
+    def prompt(self, chat: tokenizer_pb2.ChatInput) -> str:
+        """The conversation as the model reads it. Raises FleetError."""
         messages = messages_of(chat)
         if self.template is None:
             raise FleetError(
@@ -116,5 +123,13 @@ def open_model(
             eos_token=bundle.eos_token,
             system_prompt=spec.system_prompt,
         )
-    encoder = open_encoder(bundle, backend, prefix_cache_bytes)
-    return LoadedModel(spec, bundle, encoder, template, token_length=token_length(bundle))
+    encoder = open_encoder(bundle, backend)
+    borders = _borders(bundle, encoder) if prefix_cache_bytes else Borders({})
+    prompts = PromptEncoder(encoder, borders, spec.block_size, prefix_cache_bytes)
+    return LoadedModel(spec, bundle, encoder, template, prompts, token_length=token_length(bundle))
+
+
+def _borders(bundle: TokenizerBundle, encoder: Encoder) -> Borders:
+    added = orjson.loads(bundle.tokenizer_json.read_bytes()).get("added_tokens") or []
+    marks = [token for token in (bundle.bos_token, bundle.eos_token) if token]
+    return find_borders(added, marks, bundle.chat_template or "", encoder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -53,8 +53,13 @@ class _Encoded:
     """What a batch came to."""
 
     responses: dict[Recipient, tokenizer_pb2.EncodeResponse] = field(default_factory=dict)
-    outcomes: Counter[str] = field(default_factory=Counter)
+    outcomes: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
+    reused_tokens: int = 0
+    looked_up_tokens: int = 0
+
+    def note(self, outcome: str) -> None:
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
     def add(self, item: _Item) -> tokenizer_pb2.EncodeResult:
         response = self.responses.get(item.recipient)
@@ -64,7 +69,7 @@ class _Encoded:
 
     def fail(self, item: _Item, error: FleetError) -> None:
         self.add(item).failure.CopyFrom(error.to_failure())
-        self.outcomes[error.reason_name] += 1
+        self.note(error.reason_name)
 
 
 class EncodeQueue:
@@ -220,15 +225,13 @@ class EncodeQueue:
         self._next_batch()
 
     def _deliver(self, encoded: _Encoded) -> None:
-        self.metrics.tokens += encoded.tokens
-        self.metrics.requests.update(encoded.outcomes)
+        self.metrics.add(encoded.outcomes, encoded.tokens, encoded.looked_up_tokens, encoded.reused_tokens)
         for recipient, response in encoded.responses.items():
             if recipient.open:
                 recipient.deliver(response)
 
-    def _cache_bytes(self) -> tuple[int, int]:
-        counts = [model.encoder.cache_bytes() for model in self._registry.loaded()]
-        return sum(found for found, _ in counts), sum(missed for _, missed in counts)
+    def _cache_bytes(self) -> int:
+        return sum(model.prompts.cache_bytes for model in self._registry.loaded())
 
 
 def _encode(items: Iterable[tuple[_Item, LoadedModel]], encoded: _Encoded) -> None:
@@ -239,8 +242,11 @@ def _encode(items: Iterable[tuple[_Item, LoadedModel]], encoded: _Encoded) -> No
         except Exception as error:
             _note_failure(item, result, error, encoded)
         else:
-            encoded.outcomes[OK] += 1
+            encoded.note(OK)
             encoded.tokens += result.token_count
+            if not item.job.HasField("tokens"):
+                encoded.looked_up_tokens += result.token_count
+                encoded.reused_tokens += result.cached_tokens
 
 
 def _note_failure(
@@ -253,7 +259,7 @@ def _note_failure(
     result.Clear()
     result.job_id = item.job.job_id
     result.failure.CopyFrom(error.to_failure())
-    encoded.outcomes[error.reason_name] += 1
+    encoded.note(error.reason_name)
 
 
 def _encode_timed(items: Sequence[tuple[_Item, LoadedModel]]) -> tuple[_Encoded, float]:

@@ -26,7 +26,7 @@ class TokenizerSettings(ServiceSettings):
         description="auto: fastokens where it gives the same ids as tokenizers",
     )
     inline_bytes: int = Field(
-        8192,
+        32 * 1024,
         ge=0,
         description="jobs that arrive together and are at most this large are encoded at once on the event "
         "loop (under a millisecond); larger ones go to the encoding thread, whose hand-over costs 65 µs",
@@ -35,5 +35,6 @@ class TokenizerSettings(ServiceSettings):
     prefix_cache_bytes: int = Field(
         64 * 1024 * 1024,
         ge=0,
-        description="memory for each model's cache of messages seen before (fastokens only); 0: none",
+        description="memory for each model's cache of prompts seen before, whose beginnings the turns of a "
+        "conversation share; 0: none",
     )

@@ -55,7 +55,7 @@ class ChatTemplate:
         try:
             self._template = self._environment().from_string(source)
             # a chain of dictionaries otherwise, which every rendering walks through: a third of its time
-            self._template.globals = dict(self._template.globals)
+            self._globals = dict(self._template.globals)
         except jinja2.TemplateSyntaxError as error:
             raise load_failed(f"the chat template does not compile: line {error.lineno}: {error}") from error
         special = {"bos_token": bos_token, "eos_token": eos_token}
@@ -100,14 +100,17 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None,
         variables: dict[str, Any],
     ) -> str:
-        return self._template.render(
-            variables,
-            messages=messages,
-            tools=tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
+        names = {
+            **self._globals,
             **self._special_tokens,
-        )
+            **variables,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        # `render` would copy the names twice and rewrite the traceback of an error that is only quoted
+        return "".join(self._template.root_render_func(self._template.new_context(names, shared=True)))
 
     def _without_own_prompt(self, text: str) -> str:
         if not text.startswith(self._own_prompt):

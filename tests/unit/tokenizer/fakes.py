@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tokenfleet.runtime.catalog import CatalogWatch
 from tokenfleet.runtime.models import TokenizerBundle
+from tokenfleet.tokenizer.borders import Borders
 from tokenfleet.tokenizer.model import LoadedModel
+from tokenfleet.tokenizer.prompt_encoder import PromptEncoder
 from tokenfleet.v1 import common_pb2, tokenizer_pb2
 
 
@@ -39,6 +41,8 @@ class ByteEncoder:
         self.threads: list[str] = []
 
     def encode(self, text: str, add_special_tokens: bool) -> array[int]:
+        if not text:
+            return array("I")
         self.threads.append(threading.current_thread().name)
         if text.startswith("wait"):
             self.entered.set()
@@ -50,13 +54,11 @@ class ByteEncoder:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         return bytes(token_ids).decode()
 
-    def cache_bytes(self) -> tuple[int, int]:
-        return 0, 0
-
 
 def loaded(spec: common_pb2.ModelSpec, encoder: ByteEncoder | None = None) -> LoadedModel:
     bundle = TokenizerBundle(Path("tokenizer.json"), None, None, None, None, (), "", 0)
-    return LoadedModel(spec, bundle, encoder or ByteEncoder(), None)
+    encoder = encoder or ByteEncoder()
+    return LoadedModel(spec, bundle, encoder, None, PromptEncoder(encoder, Borders({}), spec.block_size, 0))
 
 
 def job(number: int, text: str, model: str = "m", deadline_ms: int = 0) -> tokenizer_pb2.EncodeJob:

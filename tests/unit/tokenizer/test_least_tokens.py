@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,7 @@ def test_composing_characters_makes_the_bound_looser(bundle: TokenizerBundle) ->
 
 def test_a_text_that_must_be_too_long_is_refused_unencoded() -> None:
     encoder = ByteEncoder()
-    model = loaded(spec("m"), encoder)
-    bounded = type(model)(model.spec, model.bundle, encoder, None, token_length=TokenLength(4))
+    bounded = replace(loaded(spec("m"), encoder), token_length=TokenLength(4))
     job = tokenizer_pb2.EncodeJob(model="m", text="x" * 4_004, max_tokens=1_000)
     with pytest.raises(
         FleetError, match=r"1000 tokens are taken, but the prompt has 1001 or more"
