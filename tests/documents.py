@@ -5,8 +5,10 @@
   follow are typed into what they started; the rest shows what comes out.
 - Blocks of any other name (`text`, `yaml`, …) hold no commands.
 - `<!-- not run: REASON -->` above a block says why it isn't, `<!-- prints: TEXT -->` what it has to print.
-- Lines that begin with `make` are not run, since they would run these tests again or install; their targets
-  have to exist. So have the subcommands and flags of `tokenfleet`, wherever they stand, in the prose too.
+- Lines that begin with `make` are not run, since they would run these tests again or install. Nor are blocks
+  with a line that begins with a tool for clusters, of which there is none here.
+- Whether it is run or not, in the prose too: targets of `make`, subcommands and flags of `tokenfleet`, and
+  paths in the repository have to exist.
 """
 
 import re
@@ -20,6 +22,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ("sh", "console", "python")
+CLUSTER_TOOLS = ("helm", "kubectl", "docker", "kind", "minikube")
 NOT_COMMANDS = tuple("text yaml json jsonl toml ini html javascript js css proto mermaid".split())
 _REMARK = re.compile(r"<!--\s*(not run|prints):\s*(.*?)\s*-->", re.DOTALL)
 # What a command line begins with, to find those that stand in a block which nobody would run.
@@ -46,7 +49,12 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.language in RUN and not self.reason and bool(self.commands)
+        return self.language in RUN and not self.reason and not self.needs_cluster and bool(self.commands)
+
+    @property
+    def needs_cluster(self) -> bool:
+        tools = "|".join(CLUSTER_TOOLS)
+        return re.search(rf"^(\$ )?({tools})\s", self.text, re.MULTILINE) is not None
 
     @property
     def commands(self) -> str:
@@ -59,9 +67,9 @@ def is_make(line: str) -> bool:
 
 
 def documents() -> list[Path]:
-    """Those for users, whose commands are run, and CONTRIBUTING.md, whose commands are checked."""
+    """README.md, CONTRIBUTING.md, and all that are in the folders that have some."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-    for folder in ("docs", "examples"):
+    for folder in ("docs", "examples", "helm", "k8s", "benchmarks", "loadtest"):
         found += sorted((ROOT / folder).rglob("*.md"))
     return found
 
@@ -131,6 +139,12 @@ def mentioned_commands(document: Path) -> Iterator[tuple[str, str]]:
             if child.type == "code_inline":
                 assert token.map is not None
                 yield f"{document.relative_to(ROOT)}:{token.map[0] + 1}", " ".join(child.content.split())
+
+
+def missing_paths(line: str) -> list[str]:
+    """Paths in the repository that a command names and that are not there."""
+    named = re.findall(r"(?:^|[\s=@])((?:helm|k8s|config|examples|protos|loadtest|tests)/[\w./-]+)", line)
+    return [path for path in named if not (ROOT / path).exists()]
 
 
 def make_targets(line: str) -> list[str]:

@@ -58,11 +58,12 @@ def test_every_block_is_a_command_or_plainly_none(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_make_target_and_every_option_of_tokenfleet_exists(document: Path) -> None:
+def test_every_target_option_and_path_exists(document: Path) -> None:
     known = documents.known_targets()
     wrong = []
     for place, line in documents.mentioned_commands(document):
         wrong += [f"{place}: make {each}" for each in documents.make_targets(line) if each not in known]
+        wrong += [f"{place}: {each} is not there" for each in documents.missing_paths(line)]
         if re.match(r"(\S*/)?tokenfleet(\s|$)", line):
             wrong += [f"{place}: {line!r} has no {each!r}" for each in unknown_words(line)]
     assert wrong == []
@@ -128,6 +129,14 @@ def test_hidden_commands_are_found(
 ) -> None:
     (found,) = documents.faults(written(tmp_path, monkeypatch, text))
     assert finding in found
+
+
+def test_what_needs_a_cluster_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, monkeypatch, "```sh\nhelm install x \\\n  -f helm/gone.yaml\n```\n")
+    (block,) = documents.blocks(path)
+    assert not block.is_run
+    (mentioned,) = documents.mentioned_commands(path)
+    assert documents.missing_paths(mentioned[1]) == ["helm/gone.yaml"]
 
 
 @pytest.mark.parametrize(
