@@ -20,10 +20,10 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs lock bench-gateway bench-edges bench-browser clean
+.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs lock bench-gateway bench-edges bench-browser clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ## -- environment ---------------------------------------------------------------------------------
 
@@ -115,6 +115,18 @@ helm-golden: setup helm-docs ## accept what the chart renders now
 
 helm-docs: setup ## write the chart's schema and README from where its values are described
 	@$(BIN)/python -m tools.chart_docs
+
+## -- images --------------------------------------------------------------------------------------
+
+# IMAGES='gateway router' builds only these; IMAGE_REGISTRY and IMAGE_TAG name them.
+images: setup ## build the images of all roles, with Docker or buildah
+	@$(BIN)/python -m tools.images build $(IMAGES)
+
+rootfs: setup ## the same without Docker or any registry, as archives in build/images; needs root, buildah, debootstrap
+	@$(BIN)/python -m tools.images archives $(IMAGES)
+
+try-rootfs: setup ## stream a request through a fleet of these images, read-only and unprivileged; needs runc
+	@$(BIN)/python -m tools.images.trial
 
 ## -- upkeep --------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""Building the images of all roles, with a Docker engine or without one."""
