@@ -15,6 +15,7 @@ import pytest
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
+from tests.contract.fake_fleet import answer
 from tests.contract.holding import holds, serves, unharmed
 from tests.contract.hostile import (
     BODIES,
@@ -30,7 +31,7 @@ from tests.contract.hostile import (
 from tests.contract.openapi import check_socket_message
 from tests.contract.raw_http import Raw, raw_connection, request
 from tests.contract.test_gateway_grpc import chatting, deltas, generating, sampling, text_of
-from tests.contract.test_gateway_http import CHAT, answer, chat
+from tests.contract.test_gateway_http import CHAT, chat
 from tests.contract.test_gateway_websocket import HANDSHAKE, hear_out, open_socket, send
 from tests.contract.test_gateway_websocket import text_of as socket_text
 from tokenfleet.v1 import inference_pb2 as api
@@ -104,6 +105,12 @@ async def test_a_request_cut_off_anywhere_leaves_nothing(capfd: Capture, caplog:
         fleet.workers[0].hold = False
 
 
+async def test_who_leaves_in_the_middle_of_a_body_makes_no_noise(capfd: Capture, caplog: Log) -> None:
+    async with unharmed(capfd, caplog) as fleet:
+        for path, bodies in BODIES.items():
+            await talk(fleet.url, [request(path, bodies[0])[:-1]])
+
+
 async def test_any_headers(capfd: Capture, caplog: Log) -> None:
     async with unharmed(capfd, caplog) as fleet:
         start = request(CHAT, chat()).partition(b"\r\n\r\n")
@@ -150,6 +157,16 @@ async def test_any_bytes_and_frames_on_a_socket(capfd: Capture, caplog: Log) -> 
         async with open_socket(fleet) as client:
             await send(client, chat(request_id="after"))
             assert socket_text(await hear_out(client), "after") == answer("hello", 20)
+
+
+async def test_text_that_is_none_makes_no_noise(capfd: Capture, caplog: Log) -> None:
+    async with unharmed(capfd, caplog) as fleet, raw_connection(fleet.url) as raw:
+        raw.send(request("/v1/stream", **HANDSHAKE))
+        assert (await raw.answer()).status == 101
+        raw.send(b"\x01\x81\0\0\0\0\xc3" + b"\x80\x81\0\0\0\0a")
+        heard = await raw.closed()
+        assert b"invalid_utf8" in heard
+        assert (1007).to_bytes(2, "big") in heard
 
 
 async def test_any_json_on_a_socket_and_requests_with_something_wrong_in_it(

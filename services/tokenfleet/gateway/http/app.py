@@ -9,7 +9,7 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -165,7 +165,12 @@ def _starlette(
         *TokenizeEndpoints(gateway).routes(),
         *(Route(path, taken_before, methods=["POST"]) for path in hot_paths),
     ]
-    handlers = {FleetError: _fleet_error, HTTPException: _http_error, Exception: _internal_error}
+    handlers = {
+        FleetError: _fleet_error,
+        HTTPException: _http_error,
+        Exception: _internal_error,
+        ClientDisconnect: _nobody_left,
+    }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # it would send clients to wherever their Host header says
     return app
@@ -188,6 +193,11 @@ def _describe(spec: pb.ModelSpec) -> dict[str, Any]:
         "owned_by": "tokenfleet",
         "max_model_len": spec.context_length,
     }
+
+
+async def _nobody_left(_: Request, error: Exception) -> Response:
+    """The client left before its request was complete: an answer for nobody."""
+    return Response(status_code=499)
 
 
 async def _internal_error(_: Request, error: Exception) -> Response:

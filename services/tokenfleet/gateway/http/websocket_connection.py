@@ -8,7 +8,9 @@ of tiny ones would hold up everybody else's tokens.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import struct
+from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol
 
 import orjson
@@ -126,6 +128,13 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             return
         super().handle_cont(event)
 
+    def send_receive_event_to_app(self) -> None:
+        # uvicorn finds this too, and writes a traceback for every client that does it
+        if self.curr_msg_data_type == "text" and not _is_utf8(self.frames):
+            self._refuse(CloseCode.INVALID_DATA, "invalid UTF-8")
+            return
+        super().send_receive_event_to_app()
+
     def handle_parser_exception(self) -> None:
         """The library has failed the connection and its close frame waits; what is wrong goes ahead of it."""
         closed = self.conn.close_sent
@@ -200,6 +209,18 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             self.watcher.stop_soon()
         else:
             super().shutdown()
+
+
+def _is_utf8(parts: Iterable[bytes]) -> bool:
+    """Whether they are together; a character may begin in one part and end in another."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for part in parts:
+            decoder.decode(part)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def websocket_class(rules: Rules) -> type[WebSocketConnection]:
