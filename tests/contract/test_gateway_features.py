@@ -100,6 +100,13 @@ async def test_seed_and_min_tokens_reach_the_worker() -> None:
         assert list(fleet.router.asks[0].required_features) == ["min_tokens"]
 
 
+async def test_each_answer_gets_a_seed_of_its_own() -> None:
+    async with gateway_on_fakes() as fleet:
+        await fleet.http.post(CHAT, json=chat(seed=2**63 - 1, n=3))
+        seeds = sorted(submit.sampling.seed for submit in fleet.workers[0].submits)
+        assert seeds == [2**63 - 1, 2**63, 2**63 + 1]
+
+
 @pytest.mark.parametrize(
     ("path", "extra", "code", "param"),
     [
