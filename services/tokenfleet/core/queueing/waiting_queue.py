@@ -1,43 +1,23 @@
-"""A bounded queue of requests for one model: priority classes, first come first served within each.
+"""A bounded queue of requests for one model: priority classes, then fair between tenants, then by deadline.
 
 The bound is per model, so that one overloaded model does not shed the others' requests. A resumed stream
 waits before new requests of its class and is never shed: its client has half an answer, and the number of
-such streams is bounded by what was running. A full queue gives its newest place of the lowest class to an
-arrival of a higher one. Workers are chosen when a request leaves, not when it enters: by then the fleet has
-changed.
+such streams is bounded by what was running. A full queue gives a place of the lowest class to an arrival of a
+higher one, and within a class a place of the tenant that waits for most to one that waits for less; who came
+last gives way. Workers are chosen when a request leaves, not when it enters: by then the fleet has changed.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Generic, TypeVar
+
+from tokenfleet.core.queueing.entry import Entry, Lane
+from tokenfleet.core.queueing.fair_lane import FairLane
 
 Item = TypeVar("Item")
 
-
-class Lane(IntEnum):
-    """Places of one kind, in the order in which they are served."""
-
-    INTERACTIVE_RESUMED = 0
-    INTERACTIVE = 1
-    STANDARD_RESUMED = 2
-    STANDARD = 3
-    BATCH_RESUMED = 4
-    BATCH = 5
-
-    @property
-    def resumed(self) -> bool:
-        return self in _RESUMED
-
-    @property
-    def priority_class(self) -> str:
-        return self.name.removesuffix("_RESUMED").lower()
-
-
-_RESUMED = frozenset({Lane.INTERACTIVE_RESUMED, Lane.STANDARD_RESUMED, Lane.BATCH_RESUMED})
 _SHEDDABLE = (Lane.BATCH, Lane.STANDARD, Lane.INTERACTIVE)
 
 
@@ -45,27 +25,12 @@ class Overflow(Exception):
     """The queue is full and the arrival outranks nobody in it."""
 
 
-@dataclass(slots=True, eq=False)
-class Entry(Generic[Item]):
-    """One who waits. `deadline` is when the wait ends in any case."""
-
-    item: Item
-    lane: Lane
-    since: float
-    deadline: float
-    number: int
-    waiting: bool = True
-
-    def __lt__(self, other: Entry[Item]) -> bool:
-        return (self.deadline, self.number) < (other.deadline, other.number)
-
-
 class WaitingQueue(Generic[Item]):
     """The requests that wait for one model. Times are the caller's seconds."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lanes: tuple[dict[int, Entry[Item]], ...] = tuple({} for _ in Lane)
+        self._lanes: tuple[FairLane[Item], ...] = tuple(FairLane() for _ in Lane)
         self._by_deadline: list[Entry[Item]] = []
         self._size = 0
         self._last_number = 0
@@ -74,33 +39,38 @@ class WaitingQueue(Generic[Item]):
         return self._size
 
     def __iter__(self) -> Iterator[Entry[Item]]:
-        """Everybody, in the order of service; entries may be removed while iterating."""
+        """Everybody, lane by lane; entries may be removed while iterating."""
         for lane in self._lanes:
-            yield from tuple(lane.values())
+            yield from lane
+
+    def serving(self) -> Iterator[Entry[Item]]:
+        """Everybody in the order of service; whoever is served is removed before the next is asked for."""
+        for lane in self._lanes:
+            yield from lane.serving()
 
     def depth(self, lane: Lane) -> int:
         return len(self._lanes[lane])
 
     def put(
-        self, item: Item, lane: Lane, now: float, deadline: float
+        self, item: Item, lane: Lane, now: float, deadline: float, tenant: str = "", tokens: int = 1
     ) -> tuple[Entry[Item], Entry[Item] | None]:
         """The new entry, and the one that lost its place to it. Raises Overflow."""
         evicted = None
         if self._size >= self._limit and not lane.resumed:
-            evicted = self._newest_below(lane)
+            evicted = self._to_give_way(lane, tenant, tokens)
             if evicted is None:
                 raise Overflow
             self.remove(evicted)
         self._last_number += 1
-        entry = Entry(item, lane, now, deadline, self._last_number)
-        self._lanes[lane][entry.number] = entry
+        entry = Entry(item, lane, now, deadline, self._last_number, tenant, tokens)
+        self._lanes[lane].add(entry)
         heapq.heappush(self._by_deadline, entry)
         self._size += 1
         return entry, evicted
 
-    def remove(self, entry: Entry[Item]) -> None:
-        """Takes the entry out, because it was placed, gave up or was shed."""
-        del self._lanes[entry.lane][entry.number]
+    def remove(self, entry: Entry[Item], *, served: bool = False) -> None:
+        """Takes the entry out, because it was served, gave up or was shed."""
+        self._lanes[entry.lane].remove(entry, served=served)
         entry.waiting = False
         self._size -= 1
         if len(self._by_deadline) > 2 * self._size + 64:
@@ -118,11 +88,15 @@ class WaitingQueue(Generic[Item]):
         return expired
 
     def position(self, entry: Entry[Item]) -> int:
-        """How many are served before this one, asked as it enters: it is the last of its lane."""
+        """How many may be served before this one, asked as it enters."""
         return sum(len(self._lanes[lane]) for lane in Lane if lane <= entry.lane) - 1
 
-    def _newest_below(self, lane: Lane) -> Entry[Item] | None:
+    def _to_give_way(self, lane: Lane, tenant: str, tokens: int) -> Entry[Item] | None:
         for lower in _SHEDDABLE:
-            if lower > lane and self._lanes[lower]:
-                return self._lanes[lower][next(reversed(self._lanes[lower]))]
-        return None
+            if lower > lane and (entry := self._lanes[lower].newest_of_the_greediest()) is not None:
+                return entry
+        equal = self._lanes[lane].newest_of_the_greediest()
+        if equal is None or equal.tenant == tenant:
+            return None
+        waits_for = self._lanes[lane].tokens
+        return equal if waits_for(equal.tenant) > waits_for(tenant) + tokens else None

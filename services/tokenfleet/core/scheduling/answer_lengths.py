@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-UNKNOWN_TOKENS = 128.0
+from tokenfleet.core.scheduling.policies import UNKNOWN_TOKENS
+
 # Answers after which an old one has lost most of its weight.
 MEMORY = 64
 TENANTS_REMEMBERED = 4096
@@ -26,5 +27,5 @@ class AnswerLengths:
 
     def expect(self, model: str, tenant: str, limit: int) -> float:
         """Tokens of the next answer; `limit` 0: none is known."""
-        mean, _ = self._means.get((model, tenant), (UNKNOWN_TOKENS, 0))
+        mean, _ = self._means.get((model, tenant), (float(UNKNOWN_TOKENS), 0))
         return min(mean, limit) if limit else mean

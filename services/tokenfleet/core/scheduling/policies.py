@@ -15,11 +15,18 @@ from tokenfleet.core.scheduling.choice import Choice
 from tokenfleet.core.scheduling.model import Replica
 from tokenfleet.core.scheduling.request import Request
 
+# Of an answer whose length nobody knows.
+UNKNOWN_TOKENS = 128
+
 Draw = Callable[[], float]
 
 
 class Hooks:
     """What a policy may want to hear of. One that does not learn does not listen."""
+
+    def expected_tokens(self, request: Request) -> int:
+        """What a request takes, prompt and answer, as far as that is known."""
+        return request.prompt_tokens + min(request.max_tokens or UNKNOWN_TOKENS, UNKNOWN_TOKENS) or 1
 
     def placed(self, request: Request, choice: Choice) -> None:
         """The request goes there."""

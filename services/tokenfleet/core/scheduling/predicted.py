@@ -105,6 +105,10 @@ class Predicted(Policy):
             runs,
         )
 
+    def expected_tokens(self, request: Request) -> int:
+        answer = self.lengths.expect(request.model, request.tenant, request.max_tokens)
+        return request.prompt_tokens + max(1, round(answer))
+
     def placed(self, request: Request, choice: Choice) -> None:
         """An engine that does not tell its cache will hold what it is sent."""
         if not choice.replica.tells_cache and request.block_hashes:

@@ -209,7 +209,14 @@ class Scheduler(Generic[R]):
         if line is None:
             line = self._lines[request.model] = _Line(WaitingQueue(self._limits.queue_limit), DrainRate())
         try:
-            entry, evicted = line.queue.put(request, request.lane, now, request.deadline)
+            entry, evicted = line.queue.put(
+                request,
+                request.lane,
+                now,
+                request.deadline,
+                request.tenant,
+                self.policy.expected_tokens(request),
+            )
         except Overflow:
             self._decide(request, self._shed(line, request, now))
             return
@@ -225,10 +232,10 @@ class Scheduler(Generic[R]):
         line = self._lines.get(model)
         if line is None or not len(line.queue) or not self._has_room(model):
             return
-        for entry in line.queue:
+        for entry in line.queue.serving():
             chosen = self._choose(entry.item)
             if chosen is not None:
-                line.queue.remove(entry)
+                line.queue.remove(entry, served=True)
                 del self._entries[entry.item]
                 line.drain.departed(now, still_waiting=len(line.queue) > 0)
                 self._place(entry.item, chosen, now)
