@@ -123,10 +123,6 @@ terminationGracePeriodSeconds: {{ add .root.Values.preStopSeconds $delay .values
 {{- define "tokenfleet.container.image" -}}
 image: {{ include "tokenfleet.image" . | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-{{ include "tokenfleet.container.security" . }}
-{{- end -}}
-
-{{- define "tokenfleet.container.security" -}}
 securityContext:
   allowPrivilegeEscalation: false
   privileged: false
