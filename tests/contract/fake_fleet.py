@@ -5,6 +5,7 @@ of all ids so far, so that a lost or repeated token changes everything after it.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -295,9 +296,9 @@ class FakeFleet:
 
 @asynccontextmanager
 async def gateway_on_fakes(
-    *, workers: int = 1, frames: bool = True, **changed: Any
+    *, workers: int = 1, frames: bool = True, trusted: bytes | None = None, **changed: Any
 ) -> AsyncIterator[FakeFleet]:
-    """A real gateway, in this process, on a fake fleet."""
+    """A real gateway, in this process, on a fake fleet; `trusted` is its authority where it has TLS."""
     links = LinkServer()
     tokenizer, router = Tokenizer(links), Router(links)  # type: ignore[abstract]
 
@@ -327,10 +328,11 @@ async def gateway_on_fakes(
             if serving.done():
                 await serving
             await asyncio.sleep(0.01)
-        await _until_healthy(f"127.0.0.1:{service.grpc_port}")
-    url = f"http://127.0.0.1:{service.http_port}"
+        await _until_healthy(f"127.0.0.1:{service.grpc_port}", trusted)
+    url = f"{'https' if trusted else 'http'}://127.0.0.1:{service.http_port}"
+    verify: Any = ssl.create_default_context(cadata=trusted.decode()) if trusted else True
     hooks: Any = {"response": [check_response]}
-    async with httpx.AsyncClient(base_url=url, timeout=10, event_hooks=hooks) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=10, event_hooks=hooks, verify=verify) as client:
         grpc = f"127.0.0.1:{service.grpc_port}"
         try:
             yield FakeFleet(client, url, grpc, lifecycle, tokenizer, router, router.workers)
@@ -343,10 +345,15 @@ async def gateway_on_fakes(
                 await server.stop()
 
 
-async def _until_healthy(target: str) -> None:
+async def _until_healthy(target: str, trusted: bytes | None) -> None:
     """Until the gateway tells the world that it is ready."""
     request = health_pb2.HealthCheckRequest(service="tokenfleet.v1.Inference")
-    async with grpc.aio.insecure_channel(target) as channel:
+    channel = (
+        grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(trusted))
+        if trusted
+        else grpc.aio.insecure_channel(target)
+    )
+    async with channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         async for response in stub.Watch(request):
             if response.status == health_pb2.HealthCheckResponse.SERVING:

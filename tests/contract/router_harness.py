@@ -11,6 +11,7 @@ from tests.contract.scripted_worker import ScriptedWorker, until
 from tests.contract.service_process import ServiceProcess, running
 from tokenfleet.runtime.grpc_host import GrpcHost, open_channel
 from tokenfleet.runtime.links import Link, dial
+from tokenfleet.runtime.roles import ROUTER
 from tokenfleet.v1 import (
     common_pb2,
     model_loader_pb2,
@@ -143,7 +144,7 @@ class Harness:
 
     async def views(self) -> dict[str, router_pb2.WorkerView]:
         """The workers as the router sees them now, by address."""
-        async with open_channel(self.router.address) as channel:
+        async with open_channel(self.router.address, ROUTER) as channel:
             stub = router_pb2_grpc.RouterStub(channel)
             response = await stub.ListWorkers(router_pb2.ListWorkersRequest())
         return {view.endpoint: view for view in response.workers}

@@ -16,7 +16,8 @@ from tokenfleet.runtime.grpc_host import open_channel
 class ServiceProcess:
     """`python -m tokenfleet.<module>`, logging JSON to us."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, module: str, process: asyncio.subprocess.Process) -> None:
+        self.role = module.replace("_", "-")
         self.process = process
         self.log: list[dict[str, Any]] = []
         self.address = ""
@@ -38,7 +39,7 @@ class ServiceProcess:
 
     async def ready(self, service: str) -> None:
         """Waits for the service's own health, which means ready."""
-        async with open_channel(self.address) as channel, asyncio.timeout(30):
+        async with open_channel(self.address, self.role) as channel, asyncio.timeout(30):
             health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs lack Watch
             call = health.Watch(health_pb2.HealthCheckRequest(service=service))
             async for answer in call:
@@ -79,7 +80,7 @@ async def launch(module: str, *flags: str, env: Mapping[str, str] | None = None)
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(env or {})},
     )
-    return ServiceProcess(process)
+    return ServiceProcess(module, process)
 
 
 @asynccontextmanager

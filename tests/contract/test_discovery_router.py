@@ -13,6 +13,7 @@ from tests.contract.kube_api import KubeApi, endpoint, kube_api
 from tests.contract.router_harness import COLD, MODEL, Harness, router_between
 from tests.contract.scripted_worker import ScriptedWorker
 from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.roles import ROUTER
 from tokenfleet.v1 import worker_pb2
 
 WORKERS = "kubernetes://workers.fleet:grpc"
@@ -40,7 +41,7 @@ def listed(api: KubeApi, worker: ScriptedWorker, zone: str = "z1", **conditions:
 
 
 async def is_ready(harness: Harness) -> bool:
-    async with open_channel(harness.router.address) as channel:
+    async with open_channel(harness.router.address, ROUTER) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=5)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -18,6 +18,7 @@ from tokenfleet.cli.local_fleet.store import server_binary
 from tokenfleet.runtime.catalog import CatalogWatch
 from tokenfleet.runtime.errors import FleetError, from_rpc_error
 from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.roles import MODEL_LOADER
 from tokenfleet.v1 import common_pb2, model_loader_pb2, model_loader_pb2_grpc, worker_pb2
 
 Stage = common_pb2.LoadProgress
@@ -85,7 +86,7 @@ async def loader_with(
         loader = await stack.enter_async_context(
             running("model_loader", "--catalog", str(catalog), "--workers", targets, *flags)
         )
-        channel = await stack.enter_async_context(open_channel(loader.address))
+        channel = await stack.enter_async_context(open_channel(loader.address, MODEL_LOADER))
         yield Harness(loader, catalog, model_loader_pb2_grpc.ModelLoaderStub(channel))
 
 
@@ -292,7 +293,7 @@ async def test_a_restarted_loader_joins_what_is_under_way_and_remembers_what_a_s
             running(
                 "model_loader", *flags, "--catalog", str(harness.catalog), "--workers", worker.target
             ) as second,
-            open_channel(second.address) as channel,
+            open_channel(second.address, MODEL_LOADER) as channel,
         ):
             again = Harness(second, harness.catalog, model_loader_pb2_grpc.ModelLoaderStub(channel))
             assert (await again.residency(LAZY)).pinned

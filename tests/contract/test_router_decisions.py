@@ -11,6 +11,7 @@ from tests.contract.router_harness import COLD, MODEL, router_between
 from tests.contract.scripted_worker import Resident, ScriptedWorker, until
 from tests.contract.service_process import launch
 from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.roles import ROUTER
 from tokenfleet.v1 import common_pb2, router_pb2, router_pb2_grpc, worker_pb2
 
 Release = router_pb2.Release
@@ -249,7 +250,10 @@ async def test_a_closed_stream_gives_its_reservations_and_places_in_the_queue_ba
 async def test_explain_tells_its_own_tenant_what_was_chosen_why_and_what_became_of_it() -> None:
     a, b = pair(slots=50)
     flags = ("--decision-log-ratio", "1")
-    async with router_between((a, b), *flags) as harness, open_channel(harness.router.address) as channel:
+    async with (
+        router_between((a, b), *flags) as harness,
+        open_channel(harness.router.address, ROUTER) as channel,
+    ):
         await harness.becomes(b, worker_pb2.WORKER_STATE_DRAINING)
         (ask_id,) = harness.gateway.ask(context={"request_id": "explained"})
         await harness.gateway.answer(ask_id)
@@ -275,7 +279,7 @@ async def test_explain_tells_its_own_tenant_what_was_chosen_why_and_what_became_
 
 async def test_the_fleet_can_be_listed_and_watched_and_the_metrics_add_up() -> None:
     a, b = pair(slots=2)
-    async with router_between((a, b)) as harness, open_channel(harness.router.address) as channel:
+    async with router_between((a, b)) as harness, open_channel(harness.router.address, ROUTER) as channel:
         stub = router_pb2_grpc.RouterStub(channel)
         only_cold = await stub.ListWorkers(router_pb2.ListWorkersRequest(model=COLD))
         assert not only_cold.workers

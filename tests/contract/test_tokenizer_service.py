@@ -26,6 +26,7 @@ from tests.contract.tokenizer_process import (
 from tokenfleet.core.blocks import block_hashes
 from tokenfleet.runtime.errors import FleetError, from_rpc_error
 from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.roles import TOKENIZER
 from tokenfleet.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 
 VOCABULARY = {token: index for index, token in enumerate(tiny_model.tokens())}
@@ -78,7 +79,7 @@ class Fleet:
     @asynccontextmanager
     async def calls(self) -> AsyncIterator[tokenizer_pb2_grpc.TokenizerAsyncStub]:
         """Unary calls; their errors come as FleetErrors."""
-        async with open_channel(self.process.address) as channel:
+        async with open_channel(self.process.address, TOKENIZER) as channel:
             try:
                 yield tokenizer_pb2_grpc.TokenizerStub(channel)
             except grpc.aio.AioRpcError as error:

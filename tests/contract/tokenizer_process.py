@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 
 from tokenfleet.runtime.grpc_host import GrpcHost, open_channel
 from tokenfleet.runtime.links import Link, dial
+from tokenfleet.runtime.roles import TOKENIZER
 from tokenfleet.v1 import common_pb2, model_loader_pb2, model_loader_pb2_grpc, tokenizer_pb2
 
 METHOD = "/tokenfleet.v1.Tokenizer/Encode"
@@ -79,7 +80,7 @@ class TokenizerProcess:
         return found
 
     async def ready(self) -> None:
-        async with open_channel(self.address) as channel, asyncio.timeout(60):
+        async with open_channel(self.address, TOKENIZER) as channel, asyncio.timeout(60):
             watch = channel.unary_stream(
                 "/grpc.health.v1.Health/Watch",
                 request_serializer=health_pb2.HealthCheckRequest.SerializeToString,

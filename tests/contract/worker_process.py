@@ -17,6 +17,7 @@ import grpc
 from tests import real_model
 from tokenfleet.runtime.grpc_host import open_channel
 from tokenfleet.runtime.links import Link, dial
+from tokenfleet.runtime.roles import WORKER
 from tokenfleet.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 
 SERVE = "/tokenfleet.v1.Worker/Serve"
@@ -168,7 +169,7 @@ class WorkerProcess:
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
         self.process = process
         self.address = address
-        self.channel = open_channel(address)
+        self.channel = open_channel(address, WORKER)
         self.stub: Any = worker_pb2_grpc.WorkerStub(self.channel)
         self.log: list[str] = []
         self.entry = common_pb2.ModelSpec()  # what was loaded last

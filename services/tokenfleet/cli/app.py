@@ -165,6 +165,15 @@ def up(
     grace_s: Annotated[
         float, typer.Option(help="Seconds for running requests to finish on Ctrl-C.", min=0)
     ] = 10.0,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(help="API keys, made with `tokenfleet keys new`.", exists=True, dir_okay=False),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="The gateway's certificate, PEM, for HTTPS and gRPC over TLS.", dir_okay=False),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.", dir_okay=False)] = None,
 ) -> None:
     from tokenfleet.cli.up import UpOptions, run_fleet
 
@@ -181,6 +190,9 @@ def up(
                 catalog=catalog.resolve() if catalog else None,
                 state_dir=state_dir.resolve() if state_dir else None,
                 grace_s=grace_s,
+                api_keys=api_keys.resolve() if api_keys else None,
+                tls_cert=tls_cert.resolve() if tls_cert else None,
+                tls_key=tls_key.resolve() if tls_key else None,
             )
         )
     )

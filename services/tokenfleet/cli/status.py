@@ -90,7 +90,7 @@ async def _ask(record: Mapping[str, Any], router: str, loader: str) -> Status:
     router = router or processes["router"]["address"]
     loader = loader or processes.get("model-loader", {}).get("address", "")
     state = Status(
-        http=f"http://{reachable(record['http'])}" if record else "",
+        http=_url(record["http"]) if record else "",
         processes=[_process_row(each) for each in processes.values()],
     )
 
@@ -101,7 +101,7 @@ async def _ask(record: Mapping[str, Any], router: str, loader: str) -> Status:
         state.models = await residencies(loader)
 
     async def gateway() -> None:
-        state.ready = await asyncio.to_thread(_gateway_is_ready, state.http)
+        state.ready = await asyncio.to_thread(_gateway_is_ready, _health_url(state.http, processes))
 
     asked = [_noting(state.problems, f"the router at {router}", workers())]
     if loader:
@@ -134,6 +134,16 @@ async def residencies(target: str) -> list[ModelRow]:
         stub = model_loader_pb2_grpc.ModelLoaderStub(channel)
         answer = await stub.ListResidency(model_loader_pb2.ListResidencyRequest(), timeout=TIMEOUT_S)
     return [model_row(residency) for residency in answer.models]
+
+
+def _url(recorded: str) -> str:
+    """A plain address means HTTP without TLS."""
+    return reachable(recorded if "://" in recorded else f"http://{recorded}")
+
+
+def _health_url(url: str, processes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where the gateway says how it is to whoever knows nothing of its certificate's authority."""
+    return url if url.startswith("http:") else f"http://{processes['gateway']['metrics']}"
 
 
 def _gateway_is_ready(url: str) -> bool:

@@ -20,6 +20,7 @@ from tokenfleet.cli.errors import CliError
 from tokenfleet.cli.loading import follow_warm_models, servable_models
 from tokenfleet.cli.local_fleet import (
     FleetAlreadyRunsError,
+    FleetSecurity,
     FleetSpec,
     LocalFleet,
     LocalFleetError,
@@ -48,6 +49,9 @@ class UpOptions:
     catalog: Path | None
     state_dir: Path | None
     grace_s: float
+    api_keys: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
     def spec(self) -> FleetSpec:
         """Raises CliError that names the option at fault."""
@@ -55,6 +59,8 @@ class UpOptions:
             raise CliError("--port 65535 leaves no port behind it for gRPC: name one with --grpc-port")
         if self.grpc_port == self.port:
             raise CliError(f"--port and --grpc-port are both {self.port}: HTTP and gRPC need one each")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise CliError("--tls-cert and --tls-key go together: give both or neither")
         try:
             return FleetSpec(
                 state_dir=self.state_dir or default_root() / str(self.port),
@@ -67,6 +73,9 @@ class UpOptions:
                 engines=self.engines,
                 catalog=self.catalog,
                 grace_s=self.grace_s,
+                security=FleetSecurity(
+                    api_keys=self.api_keys, edge_cert=self.tls_cert, edge_key=self.tls_key
+                ),
             )
         except ValueError as error:
             raise CliError(str(error)) from error
@@ -176,7 +185,7 @@ class _Up:
         say()
         if loaded:
             say("Ask it something:")
-            say(f"  {first_call(url, loaded[0])}")
+            say(f"  {first_call(url, loaded[0], self._spec.security)}")
         else:
             say(
                 f"No model of the catalog runs on the engines {', '.join(self._spec.engines)}.",
@@ -201,7 +210,7 @@ class _Up:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def first_call(url: str, model: str) -> str:
+def first_call(url: str, model: str, security: FleetSecurity | None = None) -> str:
     """A line that can be pasted into any shell and is answered."""
     body = {
         "model": model,
@@ -210,7 +219,10 @@ def first_call(url: str, model: str) -> str:
         "temperature": 0,
     }
     data = shlex.quote(json.dumps(body))
-    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {data}"
+    security = security or FleetSecurity()
+    trust = f"--cacert {shlex.quote(str(security.edge_cert))} " if security.edge else ""
+    key = '-H "Authorization: Bearer $TOKENFLEET_API_KEY" ' if security.api_keys else ""
+    return f"curl {trust}{url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {data}"
 
 
 def _require_what_the_fleet_needs(engines: tuple[str, ...]) -> None:

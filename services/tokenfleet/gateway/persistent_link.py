@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Generic
 
-from tokenfleet.runtime.links import DialError, Link, dial
+from tokenfleet.runtime.links import DialError, Link, PeerRefusedError, dial
 from tokenfleet.runtime.links.base import Received, Sent
 from tokenfleet.runtime.telemetry import get_logger
 
@@ -75,7 +75,7 @@ class PersistentLink(Generic[Sent, Received]):
         self._on_down()
 
     async def _keep(self) -> None:
-        pause = FIRST_PAUSE_S
+        pause, refusal = FIRST_PAUSE_S, ""
         while True:
             self._ended.clear()
             try:
@@ -83,14 +83,18 @@ class PersistentLink(Generic[Sent, Received]):
                     self.target, self._method, self._request, self._parse, self._accept, frames=self._frames
                 )
             except DialError as error:
-                log.debug("peer not reachable yet", target=self.target, error=str(error))
+                # one side's distrust does not pass by itself, and is told once
+                news = isinstance(error, PeerRefusedError) and str(error) != refusal
+                refusal = str(error) if isinstance(error, PeerRefusedError) else ""
+                tell = log.warning if news else log.debug
+                tell("peer not reachable yet", target=self.target, error=str(error))
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))
                 pause = min(pause * 2, LONGEST_PAUSE_S)
                 continue
             if self._ended.is_set():
                 self._link = None
                 continue
-            pause = FIRST_PAUSE_S
+            pause, refusal = FIRST_PAUSE_S, ""
             log.info("link open", target=self.target, method=self._method)
             self._on_up()
             await self._ended.wait()

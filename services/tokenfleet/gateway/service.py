@@ -20,6 +20,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from tokenfleet.gateway.api_keys.keyring import Keyring
 from tokenfleet.gateway.api_keys.keys_file import KeysFileError
 from tokenfleet.gateway.core import Gateway
+from tokenfleet.gateway.edge_tls import edge_tls
 from tokenfleet.gateway.generator import Generator
 from tokenfleet.gateway.grpc import SERVICE, InferenceServer
 from tokenfleet.gateway.http.app import HttpApp
@@ -75,6 +76,7 @@ class GatewayService:
         self._workers = WorkerLinks(metrics, writes, gateway_id, frames=settings.frames)
         generator = Generator(self._router, self._workers, metrics, settings.max_attempts)
         self._keys = _keyring(settings)
+        self._edge = edge_tls(settings)
         self._gateway = Gateway(
             settings,
             self._catalog,
@@ -101,11 +103,15 @@ class GatewayService:
             listen=settings.listen,
             reflection=settings.reflection,
             max_message_bytes=settings.max_body_bytes,
+            public=True,
+            credentials=self._edge.grpc_credentials() if self._edge else None,
         )
         self.grpc_port = await host.start()
-        metrics_port = serve_metrics(settings.metrics_listen, self._registry)
+        metrics_port = serve_metrics(settings.metrics_listen, self._registry, lambda: host.ready)
         await self._catalog.start()
         self._keys.start()
+        if self._edge is not None:
+            self._edge.start()
         self._zone.start()
         for discovery in self._discoveries:
             discovery.start()
@@ -122,6 +128,8 @@ class GatewayService:
         await asyncio.gather(serving, self._inference.stop(host, settings.grace_s))
         await asyncio.gather(self._zone.stop(), *(discovery.stop() for discovery in self._discoveries))
         await asyncio.gather(self._tokenizers.stop(), self._router.stop(), self._workers.close())
+        if self._edge is not None:
+            await self._edge.stop()
         await asyncio.gather(self._catalog.stop(), self._keys.stop())
 
     def ready(self) -> dict[str, bool]:
@@ -152,11 +160,12 @@ class GatewayService:
                     await lifecycle.stopping.wait()
 
     def _http_server(self) -> uvicorn.Server:
-        settings, rules = self._settings, self._rules()
+        settings, rules, edge = self._settings, self._rules(), self._edge
         config = uvicorn.Config(
             HttpApp(self._gateway, self.ready, self._registry),
             http=connection_class(rules),
             ws=websocket_class(rules),
+            ssl_context_factory=(lambda config, default: edge.context) if edge else None,
             ws_max_size=settings.max_body_bytes,
             ws_ping_interval=settings.ping_interval_s,
             ws_ping_timeout=settings.ping_timeout_s,

@@ -28,6 +28,13 @@ class GatewaySettings(ServiceSettings):
     api_keys_file: Path | None = Field(
         None, description="the API keys, one JSON object a line; none: everybody may use the gateway"
     )
+    edge_tls_cert: Path | None = Field(
+        None, description="certificate for clients, PEM; with its key, HTTP and gRPC are served over TLS only"
+    )
+    edge_tls_key: Path | None = Field(None, description="its key, PEM, unencrypted")
+    edge_tls_client_ca: Path | None = Field(
+        None, description="authorities of clients, PEM; given, a client needs a certificate of one of them"
+    )
     zone: ZoneName = Field(
         "",
         description="this gateway's zone, in which its clients count as being; kubernetes://SERVICE looks it "

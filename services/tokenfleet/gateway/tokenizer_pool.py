@@ -17,7 +17,8 @@ import xxhash
 from tokenfleet.gateway.persistent_link import PersistentLink
 from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError, from_rpc_error
-from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.grpc_host import PeerChannel
+from tokenfleet.runtime.roles import TOKENIZER
 from tokenfleet.v1 import common_pb2 as pb
 from tokenfleet.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
@@ -39,7 +40,7 @@ class _Tokenizer:
     target: str
     peer: Peer
     link: PersistentLink[tokenizer_pb2.EncodeRequest, tokenizer_pb2.EncodeResponse] | None = None
-    channel: grpc.aio.Channel | None = None  # for the rare unary calls
+    channel: PeerChannel | None = None  # for the rare unary calls
     jobs: dict[int, _Job] = field(default_factory=dict)
     outgoing: tokenizer_pb2.EncodeRequest | None = None
 
@@ -53,8 +54,8 @@ class _Tokenizer:
 
     def stub(self) -> tokenizer_pb2_grpc.TokenizerAsyncStub:
         if self.channel is None:
-            self.channel = open_channel(self.target)
-        return tokenizer_pb2_grpc.TokenizerStub(self.channel)
+            self.channel = PeerChannel(self.target, TOKENIZER)
+        return tokenizer_pb2_grpc.TokenizerStub(self.channel.get())
 
     async def stop(self) -> None:
         if self.link is not None:

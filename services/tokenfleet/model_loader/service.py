@@ -55,7 +55,7 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
             reflection=settings.reflection,
         )
         await host.start()
-        metrics_port = serve_metrics(settings.metrics_listen)
+        metrics_port = serve_metrics(settings.metrics_listen, ready=lambda: host.ready)
         self._keeper.start()
         self._workers.start()
         log.info("serving", grpc=host.port, metrics=metrics_port, workers=len(self._workers.peers))

@@ -11,6 +11,7 @@ from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError, from_rpc_error, reason_name
 from tokenfleet.runtime.following import StreamFollower
 from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.roles import WORKER
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import worker_pb2, worker_pb2_grpc
 
@@ -54,6 +55,7 @@ class WorkerLink:
         )
         self._follower = StreamFollower(
             peer.target,
+            WORKER,
             lambda channel: aiter(worker_pb2_grpc.WorkerStub(channel).Watch(request)),
             self._received,
             self._broken,
@@ -78,7 +80,7 @@ class WorkerLink:
 
     async def load(self, request: worker_pb2.LoadModelRequest) -> AsyncIterator[worker_pb2.LoadModelResponse]:
         """Orders a load and follows it. Raises FleetError."""
-        async with open_channel(self.target) as channel:
+        async with open_channel(self.target, WORKER) as channel:
             try:
                 async for response in worker_pb2_grpc.WorkerStub(channel).LoadModel(request):
                     yield response
@@ -88,7 +90,7 @@ class WorkerLink:
     async def unload(self, request: worker_pb2.UnloadModelRequest) -> int:
         """Orders an unload; answers the bytes it freed. Raises FleetError."""
         freed = 0
-        async with open_channel(self.target) as channel:
+        async with open_channel(self.target, WORKER) as channel:
             try:
                 async for response in worker_pb2_grpc.WorkerStub(channel).UnloadModel(request):
                     freed = response.freed_bytes

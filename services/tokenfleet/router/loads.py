@@ -9,7 +9,8 @@ import grpc
 
 from tokenfleet.core.scheduling import LoadWish
 from tokenfleet.runtime.errors import from_rpc_error, reason_name
-from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.grpc_host import PeerChannel
+from tokenfleet.runtime.roles import MODEL_LOADER
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2, model_loader_pb2, model_loader_pb2_grpc
 
@@ -41,8 +42,7 @@ class LoadCalls:
     """One `EnsureLoaded` call for each wish of the scheduler."""
 
     def __init__(self, loader_target: str) -> None:
-        self._channel = open_channel(loader_target)
-        self._stub = model_loader_pb2_grpc.ModelLoaderStub(self._channel)
+        self._channel = PeerChannel(loader_target, MODEL_LOADER)
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self.dispatcher: Dispatcher | None = None
@@ -81,7 +81,8 @@ class LoadCalls:
         )
         stage, relayed_at = common_pb2.LoadProgress.STAGE_UNSPECIFIED, 0.0
         try:
-            async for response in self._stub.EnsureLoaded(request):
+            stub = model_loader_pb2_grpc.ModelLoaderStub(self._channel.get())
+            async for response in stub.EnsureLoaded(request):
                 progress = response.progress
                 if progress.stage == common_pb2.LoadProgress.STAGE_READY:
                     return None

@@ -56,7 +56,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         await host.start()
         if settings.frames:
             await self._links.start_frames(settings.listen, settings.frames_port)
-        metrics_port = serve_metrics(settings.metrics_listen)
+        metrics_port = serve_metrics(settings.metrics_listen, ready=lambda: host.ready)
         await self._catalog.start()
         if not settings.workers:
             log.warning("no workers are configured: name them with --workers host:port,…")

@@ -10,6 +10,7 @@ from tokenfleet.router.translate import model_loads, placements, worker_facts
 from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.following import StreamFollower
+from tokenfleet.runtime.roles import WORKER
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import router_pb2, worker_pb2, worker_pb2_grpc
 
@@ -45,6 +46,7 @@ class WorkerWatch:
         self._told_of_failure = False
         self._follower = StreamFollower(
             peer.target,
+            WORKER,
             lambda channel: aiter(
                 worker_pb2_grpc.WorkerStub(channel).Watch(
                     worker_pb2.WatchRequest(min_interval_ms=self.interval_ms, watcher_id=watcher_id)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.following import StreamFollower
+from tokenfleet.runtime.roles import MODEL_LOADER
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2, model_loader_pb2, model_loader_pb2_grpc
 
@@ -32,6 +33,7 @@ class CatalogWatch:
         self._connected = True  # until told otherwise: so that the first failure is logged, and only it
         self._follower = StreamFollower(
             loader_target,
+            MODEL_LOADER,
             lambda channel: aiter(
                 model_loader_pb2_grpc.ModelLoaderStub(channel).WatchCatalog(
                     model_loader_pb2.WatchCatalogRequest()

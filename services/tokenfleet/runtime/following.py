@@ -19,6 +19,7 @@ import grpc
 from tokenfleet.runtime.errors import FleetError, from_rpc_error
 from tokenfleet.runtime.grpc_host import open_channel
 from tokenfleet.runtime.telemetry import get_logger
+from tokenfleet.runtime.tls.diagnosis import diagnose
 from tokenfleet.v1 import common_pb2
 
 log = get_logger(__name__)
@@ -35,11 +36,13 @@ class StreamFollower(Generic[Item]):
     def __init__(
         self,
         target: str,
+        role: str,
         call: Callable[[grpc.aio.Channel], AsyncIterator[Item]],
         received: Callable[[Item], None],
         broken: Callable[[FleetError], None],
     ) -> None:
         self._target = target
+        self._role = role
         self._call = call
         self._received = received
         self._broken = broken
@@ -63,12 +66,18 @@ class StreamFollower(Generic[Item]):
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
 
     async def _until_broken(self) -> FleetError:
-        async with open_channel(self._target) as channel:
+        heard = False
+        async with open_channel(self._target, self._role) as channel:
             try:
                 async for item in self._call(channel):
+                    heard = True
                     self._pause_s = FIRST_PAUSE_S
                     self._received(item)
             except grpc.aio.AioRpcError as error:
+                # who has been heard is trusted, and whoever waits for the news must not wait for a diagnosis
+                refusal = "" if heard else await diagnose(self._target, self._role)
+                if refusal:
+                    return FleetError(common_pb2.REASON_UNAUTHENTICATED, refusal)
                 return from_rpc_error(error)
             except Exception as error:
                 # an item that its user cannot take must not end the watching

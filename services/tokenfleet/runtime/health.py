@@ -33,6 +33,9 @@ class HealthService(health_pb2_grpc.HealthServicer):
             self._serving[name] = serving
             self._changes.notify()
 
+    def serving(self, name: str) -> bool:
+        return self._serving.get(name, False)
+
     def stop(self) -> None:
         """Nothing serves any more: watchers hear it, and their calls end."""
         self._serving = dict.fromkeys(self._serving, False)

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 
 from tokenfleet.runtime.settings import ServiceSettings
 from tokenfleet.runtime.telemetry import configure_logging, get_logger
+from tokenfleet.runtime.tls import Certificate, Identity, PemFiles, TlsError, adopt
+from tokenfleet.runtime.tls.identity import name_of
 
 log = get_logger(__name__)
 
@@ -47,13 +49,36 @@ def run(service: str, settings: ServiceSettings, main: Callable[[Lifecycle], Awa
     async def supervised() -> None:
         lifecycle = Lifecycle(settings.grace_s)
         lifecycle.handle_signals()
+        if identity is not None:
+            identity.certificate.start()
         await main(lifecycle)
+        if identity is not None:
+            await identity.certificate.stop()
 
     try:
+        identity = _identity(service, settings)
+        adopt(identity)
         _new_runner()(supervised())
     except StartupError as error:
         print(f"{service}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _identity(service: str, settings: ServiceSettings) -> Identity | None:
+    """Raises StartupError when the certificates cannot be used."""
+    given = {"cert": settings.tls_cert, "key": settings.tls_key, "ca": settings.tls_ca}
+    cert, key, authority = given.values()
+    if not any(given.values()):
+        return None
+    if cert is None or key is None or authority is None:
+        missing = ", ".join(f"--tls-{name}" for name, path in given.items() if path is None)
+        raise StartupError(f"mutual TLS needs --tls-cert, --tls-key and --tls-ca: set {missing} too")
+    try:
+        files, name = PemFiles(cert, key, authority), name_of(service, settings.tls_domain)
+        certificate = Certificate(files, name=name, poll_s=settings.reload_poll_s)
+    except TlsError as error:
+        raise StartupError(str(error)) from error
+    return Identity(certificate, settings.tls_domain)
 
 
 class StartupError(Exception):

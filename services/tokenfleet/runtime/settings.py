@@ -53,6 +53,14 @@ class ServiceSettings(BaseSettings):
     log_format: str = Field("auto", pattern="^(auto|json|console)$", description="auto: console on a tty")
     grace_s: float = Field(25.0, ge=0, description="time to finish running work after SIGTERM")
     frames: bool = Field(True, description="carry the hot streams as plain frames instead of over gRPC")
+    tls_cert: Path | None = Field(
+        None, description="certificate for peers, PEM; with key and CA, services talk over mutual TLS only"
+    )
+    tls_key: Path | None = Field(None, description="its key, PEM, unencrypted")
+    tls_ca: Path | None = Field(None, description="certificates of the authorities of peers, PEM")
+    tls_domain: str = Field(
+        "tokenfleet.internal", description="a peer's certificate has to be for ROLE.DOMAIN, as worker.DOMAIN"
+    )
     reload_poll_s: float = Field(
         5.0, gt=0, description="how often to look whether files with certificates and keys changed"
     )

@@ -62,7 +62,7 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServicer):
         await host.start()
         if settings.frames:
             await self._links.start_frames(settings.listen, settings.frames_port)
-        metrics_port = serve_metrics(settings.metrics_listen)
+        metrics_port = serve_metrics(settings.metrics_listen, ready=lambda: host.ready)
         await self._catalog.start()
         log.info("serving", grpc=host.port, metrics=metrics_port)
         if await _first(self._registry.first_loaded, lifecycle.stopping):

@@ -32,7 +32,7 @@ async def serve(settings: WorkerSettings, lifecycle: Lifecycle) -> None:
     port = await grpc_host.start()
     if settings.frames:
         await links.start_frames(settings.listen, settings.frames_port)
-    metrics_port = serve_metrics(settings.metrics_listen)
+    metrics_port = serve_metrics(settings.metrics_listen, ready=lambda: grpc_host.ready)
     log.info(
         "worker listens",
         worker=host.worker_id,

@@ -18,11 +18,13 @@ from tokenfleet.cli.local_fleet.errors import (
 )
 from tokenfleet.cli.local_fleet.fleet import LocalFleet, StopReport
 from tokenfleet.cli.local_fleet.process import FleetEvent, ManagedProcess
+from tokenfleet.cli.local_fleet.security import FleetSecurity
 from tokenfleet.cli.local_fleet.spec import FleetSpec, ProcessSpec
 
 __all__ = [
     "FleetAlreadyRunsError",
     "FleetEvent",
+    "FleetSecurity",
     "FleetSpec",
     "FleetStartError",
     "LocalFleet",

@@ -65,7 +65,8 @@ class LocalFleet:
 
     @property
     def http_url(self) -> str:
-        return f"http://{self.http_address}"
+        scheme = "https" if self.spec.security.edge else "http"
+        return f"{scheme}://{self.http_address}"
 
     async def start(self) -> None:
         """Starts everything and waits until every process is ready. Raises LocalFleetError."""
@@ -206,7 +207,7 @@ class LocalFleet:
             "state_dir": str(self.spec.state_dir),
             "temporary": str(self._temporary),
             "http_port": int(self.http_address.rpartition(":")[2]),
-            "http": self.http_address,
+            "http": self.http_url if self.spec.security.edge else self.http_address,
             "grpc": self.addresses[planning.GATEWAY],
             "engines": list(self.spec.engines),
             "processes": [

@@ -13,6 +13,7 @@ from typing import Protocol
 import grpc
 
 _RETRY_S = 0.05
+_ANSWER_S = 5.0
 _CHANNEL_OPTIONS = [
     # a process that is just starting is asked again soon, not after a growing pause
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -58,6 +59,40 @@ class GrpcHealth:
                 if answered:
                     yield False
                 await asyncio.sleep(_RETRY_S)
+
+
+class HttpHealth:
+    """The health beside the metrics: for processes whose gRPC wants certificates that we do not have."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def follow(self) -> AsyncIterator[bool]:
+        told: bool | None = None
+        while True:
+            ready = await self._ask()
+            if ready is None and told is not None:
+                ready = False  # it lived, and does not answer
+            if ready is not None and ready != told:
+                told = ready
+                yield ready
+            await asyncio.sleep(_RETRY_S)
+
+    async def _ask(self) -> bool | None:
+        """None when nobody answers."""
+        host, _, port = self._address.rpartition(":")
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                try:
+                    writer.write(b"GET /health/ready HTTP/1.0\r\n\r\n")
+                    status = (await reader.readline()).split(b" ")
+                    await reader.read()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return None
+        return status[1] == b"200" if len(status) > 1 else None
 
 
 class StorePing:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenfleet.cli.local_fleet.ports import LOOPBACK
-from tokenfleet.cli.local_fleet.probes import GrpcHealth, Probe, StorePing
+from tokenfleet.cli.local_fleet.probes import GrpcHealth, HttpHealth, Probe, StorePing
+from tokenfleet.cli.local_fleet.security import FleetSecurity
 from tokenfleet.cli.local_fleet.store import server_binary, server_command
 
 GATEWAY, ROUTER, TOKENIZER, WORKER, LOADER, STORE = (
@@ -39,6 +40,7 @@ class FleetSpec:
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cpus: Mapping[str, Sequence[int]] = field(default_factory=dict)  # Linux: pins the process to these cores
+    security: FleetSecurity = field(default_factory=FleetSecurity)
     restart: bool = True  # a process that crashes gets another life
     grace_s: float = 10.0  # for each process to finish its work when it is told to stop
     start_timeout_s: float = 120.0  # for all processes to be ready; loading models is not part of it
@@ -107,6 +109,7 @@ def plan(spec: FleetSpec, layout: Layout) -> list[ProcessSpec]:
             *("--metrics-listen", layout.metrics[name]),
             *("--grace-s", f"{spec.grace_s:g}"),
             "--reflection",
+            *spec.security.peer_flags(role),
             *own_flags[name],
         )
         processes.append(
@@ -117,7 +120,7 @@ def plan(spec: FleetSpec, layout: Layout) -> list[ProcessSpec]:
                     *(sys.executable, "-m", f"tokenfleet.{role.replace('-', '_')}"),
                     *_overridden(_overridden(own, spec.flags.get(role, ())), spec.flags.get(name, ())),
                 ),
-                probe=GrpcHealth(layout.grpc[name], _HEALTH[role]),
+                probe=_probe(spec, layout, name),
                 address=layout.grpc[name],
                 zone=_zone(spec, name),
                 env={**spec.env.get(role, {}), **spec.env.get(name, {})},
@@ -136,6 +139,14 @@ _HEALTH = {
 }
 
 
+def _probe(spec: FleetSpec, layout: Layout, name: str) -> Probe:
+    role = _role(name)
+    asks_for_certificates = spec.security.edge if role == GATEWAY else spec.security.peers is not None
+    if asks_for_certificates:
+        return HttpHealth(layout.metrics[name])
+    return GrpcHealth(layout.grpc[name], _HEALTH[role])
+
+
 def _service_flags(spec: FleetSpec, layout: Layout) -> dict[str, tuple[str, ...]]:
     loader, workers = layout.grpc[LOADER], layout.targets(WORKER)
     flags: dict[str, tuple[str, ...]] = {
@@ -145,6 +156,7 @@ def _service_flags(spec: FleetSpec, layout: Layout) -> dict[str, tuple[str, ...]
             *("--routers", layout.grpc[ROUTER]),
             *("--loader", loader),
             *("--zone", spec.zones[0]),
+            *spec.security.gateway_flags(),
         ),
         ROUTER: ("--workers", workers, "--loader", loader),
         LOADER: (

@@ -10,7 +10,8 @@ import asyncio
 
 import grpc
 
-from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.grpc_host import PeerChannel
+from tokenfleet.runtime.roles import MODEL_LOADER
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import model_loader_pb2, model_loader_pb2_grpc
 
@@ -26,7 +27,7 @@ class Residency:
 
     def __init__(self, loader: str) -> None:
         self._loader = loader
-        self._channel: grpc.aio.Channel | None = None
+        self._channel = PeerChannel(loader, MODEL_LOADER)
         self._asking: asyncio.Task[None] | None = None
         self._resident: frozenset[str] = frozenset()
         self._asked_at = float("-inf")
@@ -42,13 +43,10 @@ class Residency:
         return self._resident
 
     async def stop(self) -> None:
-        if self._channel is not None:
-            await self._channel.close()
+        await self._channel.close()
 
     async def _ask(self) -> None:
-        if self._channel is None:
-            self._channel = open_channel(self._loader)
-        stub = model_loader_pb2_grpc.ModelLoaderStub(self._channel)
+        stub = model_loader_pb2_grpc.ModelLoaderStub(self._channel.get())
         request = model_loader_pb2.ListResidencyRequest()
         try:
             answer = await stub.ListResidency(request, timeout=PATIENCE_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
 
 import grpc
@@ -13,7 +12,10 @@ from tokenfleet.runtime.links.base import Factory, Link, Received, Sent
 from tokenfleet.runtime.links.frames import FrameLink
 from tokenfleet.runtime.links.grpc_link import GrpcLink
 from tokenfleet.runtime.links.server import ACCEPT_KEY, ADDRESS_KEY, TICKET_KEY
+from tokenfleet.runtime.roles import role_of
 from tokenfleet.runtime.settings import split_address
+from tokenfleet.runtime.tls import own_identity
+from tokenfleet.runtime.tls.diagnosis import diagnose
 
 CONNECT_TIMEOUT_S = 3.0
 
@@ -24,6 +26,10 @@ class DialError(Exception):
     """The peer cannot be reached, or does not answer in time."""
 
 
+class PeerRefusedError(DialError):
+    """The peer can be reached, but one side does not trust the other."""
+
+
 async def dial(
     target: str,
     method: str,
@@ -32,13 +38,13 @@ async def dial(
     factory: Factory[Sent, Received],
     *,
     frames: bool = True,
-    tls: ssl.SSLContext | None = None,
 ) -> Link[Sent]:
     """A link to `method` (`/tokenfleet.v1.Worker/Serve`) of the server at `target` (host:port).
 
     `factory` is called with the link before anything is received. Raises DialError.
     """
-    channel = open_channel(target)
+    role = role_of(method)
+    channel = open_channel(target, role)
     metadata = ((ACCEPT_KEY, "1"),) if frames else ()
     call = channel.stream_stream(
         method, request_serializer=request.SerializeToString, response_deserializer=parse
@@ -50,12 +56,15 @@ async def dial(
             if ticket is None:
                 return _over_grpc(target, channel, call, factory)
             framed: FrameLink[Sent, Received] = FrameLink(parse, factory, preamble=str(ticket).encode())
-            await _connect(framed, target, str(answered[ADDRESS_KEY]), tls)
+            await _connect(framed, target, str(answered[ADDRESS_KEY]), role)
     except (TimeoutError, OSError, grpc.aio.AioRpcError, asyncio.CancelledError) as error:
         call.cancel()
         await channel.close()
         if isinstance(error, asyncio.CancelledError):
             raise
+        refusal = await diagnose(target, role)
+        if refusal:
+            raise PeerRefusedError(f"{target}: {refusal}") from error
         raise DialError(f"{target}: {_describe(error)}") from error
     await channel.close()
     return framed
@@ -97,12 +106,16 @@ async def _answer(call: grpc.aio.StreamStreamCall[Sent, Received]) -> dict[str, 
     return {str(key): value for key, value in metadata}
 
 
-async def _connect(
-    link: FrameLink[Sent, Received], target: str, address: str, tls: ssl.SSLContext | None
-) -> None:
+async def _connect(link: FrameLink[Sent, Received], target: str, address: str, role: str) -> None:
     host, port = split_address(address)
-    loop = asyncio.get_running_loop()
-    await loop.create_connection(lambda: link, host or split_address(target)[0], port, ssl=tls)
+    identity = own_identity()
+    await asyncio.get_running_loop().create_connection(
+        lambda: link,
+        host or split_address(target)[0],
+        port,
+        ssl=identity.client_context if identity else None,
+        server_hostname=identity.name_of(role) if identity else None,
+    )
 
 
 def _describe(error: BaseException) -> str:

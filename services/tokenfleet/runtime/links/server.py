@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,8 +19,10 @@ from tokenfleet.runtime.lifecycle import StartupError
 from tokenfleet.runtime.links.base import Factory, Received, Sent
 from tokenfleet.runtime.links.frames import FrameLink
 from tokenfleet.runtime.links.grpc_link import GrpcLink
+from tokenfleet.runtime.links.secure_listener import SecureListener
 from tokenfleet.runtime.settings import split_address
 from tokenfleet.runtime.telemetry import get_logger
+from tokenfleet.runtime.tls import own_identity
 
 ACCEPT_KEY = "tokenfleet-accept-frames"
 ADDRESS_KEY = "tokenfleet-frames-address"
@@ -47,27 +48,34 @@ class LinkServer:
     def __init__(self, advertise_host: str = "") -> None:
         self._advertise_host = advertise_host
         self._tickets: dict[bytes, _Admission] = {}
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | SecureListener | None = None
         self.connections: set[_Doorkeeper] = set()
         self._emptied = asyncio.Event()
         self.stopping = False
         self.port = 0
 
-    async def start_frames(self, listen: str, port: int = 0, tls: ssl.SSLContext | None = None) -> int:
+    async def start_frames(self, listen: str, port: int = 0) -> int:
         """Listens for frames on the host of `listen`; answers the port. Raises StartupError if taken."""
         host, _ = split_address(listen)
-        loop = asyncio.get_running_loop()
+        identity = own_identity()
         try:
-            self._server = await loop.create_server(
-                lambda: _Doorkeeper(self), host, port, ssl=tls, backlog=512
-            )
+            if identity is not None:
+                listener = SecureListener((host, port), lambda: identity.server_context, self._welcome)
+                self._server, self.port = listener, listener.port
+            else:
+                server = await asyncio.get_running_loop().create_server(
+                    self._welcome, host, port, backlog=512
+                )
+                self._server, self.port = server, server.sockets[0].getsockname()[1]
         except OSError as error:
             raise StartupError(
                 f"cannot listen for frames on {host}:{port}: {error.strerror}. "
                 "Free the port, or choose another with --frames-port"
             ) from error
-        self.port = self._server.sockets[0].getsockname()[1]
         return self.port
+
+    def _welcome(self) -> _Doorkeeper:
+        return _Doorkeeper(self)
 
     async def stop(self, patience_s: float = CLOSING_S) -> None:
         """Closes every frame connection and waits until what was queued on it has left, or patience ends.
