@@ -32,7 +32,7 @@ from tokenfleet.gateway.http.logprobs import Logprobs
 from tokenfleet.gateway.http.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
-    parse,
+    parse_in_turns,
 )
 from tokenfleet.gateway.http.sinks import Interruption, Send, StreamSink, WholeSink
 from tokenfleet.gateway.sequence import Sequence
@@ -43,7 +43,6 @@ from tokenfleet.v1 import common_pb2 as pb
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 ABORT_AFTER_S = 5.0
-LARGE_BYTES = 256 * 1024
 
 log = get_logger(__name__)
 
@@ -111,11 +110,9 @@ class Answer:
         """Raises FleetError; what the client sees of it is up to `fail`."""
         limits = self._connection.rules.limits
         if self._chat:
-            request: Request = parse(ChatCompletionRequest, body, limits)
+            request: Request = await parse_in_turns(ChatCompletionRequest, body, limits)
         else:
-            request = parse(CompletionRequest, body, limits)
-        if len(body) > LARGE_BYTES:
-            await asyncio.sleep(0)  # others get a turn between parsing and what comes of it
+            request = await parse_in_turns(CompletionRequest, body, limits)
         timeout_s = request_timeout_s(self._fields, self._gateway.settings.request_timeout_s)
         deadline = asyncio.get_running_loop().time() + timeout_s
         self._interruption.expire_at(deadline, timeout_s)

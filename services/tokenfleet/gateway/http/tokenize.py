@@ -25,7 +25,7 @@ from tokenfleet.gateway.http.schemas import (
     RequestBody,
     TokenIds,
     describe_extras,
-    parse,
+    parse_in_turns,
 )
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
@@ -88,7 +88,7 @@ class TokenizeEndpoints:
         ]
 
     async def _tokenize(self, request: Request) -> Response:
-        body = parse(TokenizeRequest, await request.body(), self._limits(request))
+        body = await parse_in_turns(TokenizeRequest, await request.body(), self._limits(request))
         timeout_s = self._timeout_s(request)
         caller: Caller = request.scope[CALLER_KEY]
         order = Order(
@@ -110,7 +110,7 @@ class TokenizeEndpoints:
         return _json({"count": len(tokens), "max_model_len": context, "tokens": tokens})
 
     async def _detokenize(self, request: Request) -> Response:
-        body = parse(DetokenizeRequest, await request.body(), self._limits(request))
+        body = await parse_in_turns(DetokenizeRequest, await request.body(), self._limits(request))
         text = await self._gateway.detokenize(body.model, body.tokens, self._timeout_s(request))
         return _json({"prompt": text})
 
