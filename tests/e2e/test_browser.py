@@ -11,9 +11,10 @@ import pytest
 
 from benchmarks.browser.chromium import HOW_TO_INSTALL, Page, chromium, find_chromium
 from benchmarks.browser.serving import FOLDER, serve_page
+from tests.contract.fake_fleet import answer, gateway_on_fakes
+from tests.contract.keys import made_key, write_keys
 from tests.e2e.sim_fleet import scrape, sim_fleet
 from tests.e2e.streams import chat
-from tokenfleet.cli.local_fleet import LocalFleet
 
 pytestmark = [
     pytest.mark.e2e,
@@ -37,9 +38,9 @@ RECORD = """
 
 
 @asynccontextmanager
-async def opened(fleet: LocalFleet, transport: str, tokens: int, model: str = "sim") -> AsyncIterator[Page]:
+async def opened(gateway: str, transport: str, tokens: int, model: str = "sim") -> AsyncIterator[Page]:
     """The page, ready to be clicked."""
-    preset = {"gateway": fleet.http_url, "model": model, "prompt": PROMPT, "transport": transport}
+    preset = {"gateway": gateway, "model": model, "prompt": PROMPT, "transport": transport}
     with serve_page() as url:
         async with chromium() as browser, browser.page(f"{url}?{urlencode(preset)}") as page:
             await page.until("document.querySelector('#model').options.length > 0")
@@ -56,7 +57,7 @@ async def state(page: Page, wanted: str) -> None:
 async def test_an_answer_appears_token_by_token(tmp_path: Path, transport: str) -> None:
     async with sim_fleet(tmp_path, workers=1, itl_ms=ITL_MS) as fleet:
         expected = await chat(fleet.http_url, "sim", PROMPT, 48)
-        async with opened(fleet, transport, 48) as page:
+        async with opened(fleet.http_url, transport, 48) as page:
             await page.click("#send")
             await state(page, "Complete")
             shown = await page.evaluate("shown")
@@ -73,7 +74,7 @@ async def test_an_answer_appears_token_by_token(tmp_path: Path, transport: str) 
 async def test_stop_frees_the_worker_and_the_page_can_ask_again(tmp_path: Path, transport: str) -> None:
     async with sim_fleet(tmp_path, workers=1, itl_ms=ITL_MS) as fleet:
         metrics = f"http://{fleet.metrics_addresses['worker-0']}/metrics"
-        async with opened(fleet, transport, 8000) as page:
+        async with opened(fleet.http_url, transport, 8000) as page:
             await page.click("#send")
             await page.until("shown.length >= 3")
             assert await scrape(metrics, "tokenfleet_worker_requests_running") == 1
@@ -89,11 +90,30 @@ async def test_stop_frees_the_worker_and_the_page_can_ask_again(tmp_path: Path, 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_an_error_is_shown_in_the_fleets_own_words(tmp_path: Path, transport: str) -> None:
-    async with sim_fleet(tmp_path, workers=1) as fleet, opened(fleet, transport, 4, model="absent") as page:
+    async with (
+        sim_fleet(tmp_path, workers=1) as fleet,
+        opened(fleet.http_url, transport, 4, model="absent") as page,
+    ):
         await page.click("#send")
         await state(page, "Failed")
         assert "'absent'" in await page.text("#error")
         assert not await page.evaluate("document.querySelector('#error').hidden")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_fleet_that_wants_a_key_says_so_and_takes_it(tmp_path: Path, transport: str) -> None:
+    key, line = made_key("acme")
+    async with (
+        gateway_on_fakes(api_keys_file=write_keys(tmp_path / "keys", line)) as fleet,
+        opened(fleet.url, transport, 20, model="letters") as page,
+    ):
+        await page.click("#send")
+        await state(page, "Failed")
+        assert "key" in await page.text("#error")
+        await page.evaluate(f"document.querySelector('#key').value = {json.dumps(key)}")
+        await page.click("#send")
+        await state(page, "Complete")
+        assert await page.text("#answer") == answer(PROMPT, 20)
 
 
 def from_disk(gateway: str) -> str:
