@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks._cores import TooFewCores, choose_cores
 from benchmarks._measure import until_quiet
+from benchmarks._priority import step_forward
 from benchmarks._report import BLUE, ORANGE, RESULTS, Report, figure, rounded, versions
 from benchmarks.browser import plain
 from benchmarks.browser.chromium import Browser, BrowserError, Page, chromium
@@ -25,7 +26,8 @@ from tokenfleet.cli.local_fleet import LocalFleetError
 
 STATE = Path(".tokenfleet/bench-browser").absolute()
 MODEL = model_name(20)
-TRANSPORTS = ("sse", "websocket")
+SHOWN = {"sse": "SSE", "websocket": "WebSocket"}
+TRANSPORTS = tuple(SHOWN)
 WARMUPS, CLICKS, TOKENS = 5, 40, 8
 ANSWER_S = 20.0
 QUIET_SHARE, QUIET_PATIENCE_S = 0.08, 20.0
@@ -89,7 +91,9 @@ def figures_of(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 async def _run() -> tuple[Samples, str]:
     cores = choose_cores()
+    step_forward()
     async with fleet(STATE, cores, frames=True) as system, chromium() as browser:
+        step_forward([browser.pid, *(pid for pids in system.groups.values() for pid in pids)])
         await until_quiet(system.groups, QUIET_SHARE, QUIET_PATIENCE_S)
         version = (await browser.command("Browser.getVersion"))["product"]
         request = await _request(system)
@@ -155,18 +159,17 @@ def draw(samples: Mapping[str, Sequence[float]], path: Path) -> None:
     }
     title = f"Until the first token (the engine's own time is {TTFT_MS} ms)"
     with figure(path, title=title, xlabel="milliseconds", ylabel="") as axes:
-        rows = [
-            (f"{names[what]}, {transport}", what, transport) for transport in TRANSPORTS for what in names
-        ]
-        for place, (_, what, transport) in enumerate(reversed(rows)):
+        rows = [(what, transport) for transport in reversed(TRANSPORTS) for what in reversed(names)]
+        for place, (what, transport) in enumerate(rows):
             colour = BLUE if transport == "sse" else ORANGE
             values = samples[f"{what}/{transport}"]
             axes.scatter(values, [place] * len(values), color=colour, alpha=0.25, s=14, linewidths=0)
             middle = percentile(values, 50)
             axes.scatter([middle], [place], color=colour, marker="|", s=420, linewidths=2.5)
             axes.annotate(f"{middle:.1f}", (middle, place + 0.3), ha="center", fontsize=8, color=colour)
-        axes.set_yticks(range(len(rows)), [label for label, _, _ in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [f"{names[what]}, {SHOWN[transport]}" for what, transport in rows])
         axes.set_xlim(0)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
 
 
 if __name__ == "__main__":

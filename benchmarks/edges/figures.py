@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from benchmarks.edges.phases import Run, Window
 from benchmarks.edges.plan import BUFFER_BYTES, CROWD, Habit
 from loadtest.driver.stats import percentile
-
-if TYPE_CHECKING:
-    from benchmarks.edges.__main__ import Run
-    from benchmarks.edges.phases import Window
 
 SLOW, KEEPING_UP = "slow", "keeping-up"
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from benchmarks._cores import Cores
 from benchmarks._proc import CoreTimes, CpuMeter, core_times, resident_mb, used_between
@@ -27,6 +28,20 @@ class Window:
     gateway_share: float  # of a core
     load_core_busy: float
     failed: int
+
+
+@dataclass(slots=True)
+class Run:
+    """What one life of the fleet showed."""
+
+    crowd: str
+    alone: list[Window]
+    beside: list[Window]
+    after: list[Window]
+    idle_mb: float
+    ends: dict[str, Any] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
 
 
 class Watch:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks._report import BLUE, GREY, ORANGE, figure
 from benchmarks.edges.figures import KEEPING_UP, SLOW
+from benchmarks.edges.phases import Run, Window
 from benchmarks.edges.plan import BUFFER_BYTES, CROWD, ITL_MS, NORMAL_STREAMS
 from loadtest.driver.stats import percentile
-
-if TYPE_CHECKING:
-    from benchmarks.edges.__main__ import Run
-    from benchmarks.edges.phases import Window
 
 _LOOKS = {
     SLOW: (ORANGE, "s", f"beside {CROWD:,} that do not read"),
