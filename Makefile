@@ -20,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs lock bench-gateway bench-edges bench-browser clean
+.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs lock bench-gateway bench-edges bench-browser bench-security clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -143,6 +143,9 @@ bench-edges: setup ## measure what 1,000 clients that do not read cost those tha
 
 bench-browser: setup ## measure from a click in a real Chromium to the first token on its page
 	$(BIN)/python -m benchmarks.browser
+
+bench-security: setup ## measure what API keys and TLS cost a request and a token
+	$(BIN)/python -m benchmarks.security
 
 clean: ## remove ./.venv and every cache; fleets keep their state in ~/.local/state/tokenfleet
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from tests.certificates import DOMAIN, Authority
 from tests.unit.links.test_links import Echo, Recorder, cancel, connect, until
-from tokenfleet.runtime.grpc_host import GrpcHost
+from tokenfleet.runtime.grpc_host import GrpcHost, PeerChannel
 from tokenfleet.runtime.links import DialError, LinkServer, PeerRefusedError
 from tokenfleet.runtime.links.frames import FrameLink
 from tokenfleet.runtime.tls import Certificate, Identity, PemFiles, adopt
@@ -193,3 +193,15 @@ async def test_a_renewal_disturbs_nobody(tmp_path: Path, ours: Authority, frames
             await connect_as(old, target, frames)
         for client in (first, second, third, fourth):
             client.link.abort()
+
+
+async def test_a_channel_for_rare_calls_follows_a_renewal(tmp_path: Path, ours: Authority) -> None:
+    gateway = identity_of(tmp_path / "gateway", "gateway", ours)
+    with being(gateway):
+        channel = PeerChannel("127.0.0.1:1", "router")
+        first = channel.get()
+        assert channel.get() is first
+        ours.write(tmp_path / "gateway", "gateway", f"gateway.{DOMAIN}")
+        gateway.certificate._watch.check()
+        assert channel.get() is not first
+        await channel.close()

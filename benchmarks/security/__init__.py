@@ -1,0 +1,1 @@
+"""What keys and certificates cost: the same streams through fleets that differ in nothing else."""
