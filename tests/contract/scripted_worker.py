@@ -11,6 +11,7 @@ from tokenfleet.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 Resident = worker_pb2.ResidentModel
 Stage = common_pb2.LoadProgress
 REPEAT_S = 0.5
+BLOCK_SIZE = 16  # tokens
 
 
 class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
@@ -67,7 +68,14 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
             if resident.model == model:
                 self.info.models.remove(resident)
         self.info.models.append(
-            Resident(model=model, state=state, residency_epoch=epoch, max_sequences=self.slots - 1)
+            Resident(
+                model=model,
+                state=state,
+                residency_epoch=epoch,
+                max_sequences=self.slots - 1,
+                block_size=BLOCK_SIZE,
+                features=["cache_events"],
+            )
         )
         self.tell()
 
@@ -82,6 +90,16 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
 
     def tell(self) -> None:
         self._say(worker_pb2.WatchResponse(info=self.info))
+
+    def caches(self, model: str, hashes: Iterable[int], sequence: int) -> None:
+        """A change of the prefix cache, told with that number."""
+        event = worker_pb2.CacheEvent(sequence=sequence, model=model, stored=hashes)
+        self._say(worker_pb2.WatchResponse(cache_events=[event]))
+
+    def holds_cached(self, model: str, hashes: Iterable[int], sequence: int) -> None:
+        """The whole of a prefix cache, true for that number."""
+        snapshot = worker_pb2.CacheSnapshot(model=model, hashes=hashes, last=True, sequence=sequence)
+        self._say(worker_pb2.WatchResponse(cache_snapshot=snapshot))
 
     def break_watches(self) -> None:
         for watcher in self._watchers:

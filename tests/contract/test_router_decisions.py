@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.router_harness import COLD, MODEL, router_between
+from tests.contract.router_harness import COLD, MODEL, Harness, router_between
 from tests.contract.scripted_worker import Resident, ScriptedWorker, until
 from tests.contract.service_process import launch
 from tokenfleet.runtime.grpc_host import open_channel
@@ -275,6 +275,43 @@ async def test_explain_tells_its_own_tenant_what_was_chosen_why_and_what_became_
         assert 0 < record.decided_in_us < 1e6
         foreign = await stub.Explain(router_pb2.ExplainRequest(request_id="explained", tenant="other"))
         assert not foreign.records
+
+
+async def test_a_prompt_goes_where_the_worker_says_that_its_prefix_is_cached() -> None:
+    a, b = pair(slots=50)
+    prompt = {"prompt_tokens": 64, "block_hashes": [1, 2, 3, 4]}
+    async with router_between((a, b)) as harness:
+        b.holds_cached(MODEL, [1, 2], sequence=7)
+        b.caches(MODEL, [3], sequence=8)
+        await becomes_cached(harness, 48, prompt)
+        placements = [await harness.gateway.placed(**prompt) for _ in range(3)]
+        assert {placement.worker_id for placement in placements} == {"b-1"}
+        assert all(placement.predicted_ttft_s > 0 for placement in placements)
+        b.holds_cached(MODEL, [1], sequence=20)
+        await becomes_cached(harness, 16, prompt)
+
+
+async def test_a_missed_change_of_a_cache_makes_the_router_ask_for_the_whole_again() -> None:
+    a, b = pair(slots=50)
+    async with router_between((a, b)) as harness:
+        watches = b.watches
+        b.holds_cached(MODEL, [1, 2], sequence=7)
+        b.caches(MODEL, [3], sequence=9)
+        await harness.router.logged("stream opened again", target=b.target)
+        await until(lambda: b.watches == watches + 1)
+        placement = await harness.gateway.placed(prompt_tokens=64, block_hashes=[1, 2, 3, 4])
+        assert placement.predicted_cached_tokens == 0, "what was known is forgotten until it is told again"
+
+
+async def becomes_cached(harness: Harness, tokens: int, prompt: dict[str, Any]) -> None:
+    """Asks until the router expects so many tokens of the prompt to be cached."""
+    async with asyncio.timeout(10):
+        while True:
+            (ask_id,) = harness.gateway.ask(**prompt)
+            placement = (await harness.gateway.answer(ask_id)).placement
+            harness.gateway.release(ask_id)
+            if placement.predicted_cached_tokens == tokens:
+                return
 
 
 async def test_the_fleet_can_be_listed_and_watched_and_the_metrics_add_up() -> None:

@@ -283,3 +283,34 @@ async def test_metrics_have_the_promised_names(worker: WorkerProcess) -> None:
         'tokenfleet_worker_requests_total{outcome="length"}',
     ):
         assert name in text
+
+
+async def test_what_a_prefix_cache_holds_is_told_whole_first_and_then_as_it_changes(
+    worker: WorkerProcess,
+) -> None:
+    await worker.load(quick())
+    gateway = await worker.connect()
+    first, second = [11, 12, 13], [11, 12, 14]  # block hashes
+    await gateway.complete(range(100, 148), 2, block_hashes=first)
+    call = worker.watch(min_interval_ms=1, cache_events=True)
+    held: set[int] = set()
+    sequence = -1
+    asked = False
+    async with asyncio.timeout(TIMEOUT_S):
+        async for response in call:
+            if response.HasField("cache_snapshot"):
+                snapshot = response.cache_snapshot
+                assert snapshot.last
+                held, sequence = set(snapshot.hashes), snapshot.sequence
+                assert held == set(first)
+                assert list(snapshot.parents) == [0, 11, 12]
+            for event in response.cache_events:
+                assert event.sequence == sequence + 1, "nothing is missing"
+                sequence = event.sequence
+                held.update(event.stored)
+            if held == set(first) and not asked:
+                asked = True
+                await gateway.complete(range(200, 248), 2, block_hashes=second)
+            if held == {*first, *second}:
+                break
+    call.cancel()

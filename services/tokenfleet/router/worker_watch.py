@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tokenfleet.router.translate import model_loads, placements, worker_facts
 from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError
-from tokenfleet.runtime.following import StreamFollower
+from tokenfleet.runtime.following import Resubscribe, StreamFollower
 from tokenfleet.runtime.roles import WORKER
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import router_pb2, worker_pb2, worker_pb2_grpc
@@ -44,12 +44,17 @@ class WorkerWatch:
         self._load = worker_pb2.LoadSample()
         self._last_error = "not connected yet"
         self._told_of_failure = False
+        self._cache_sequence = 0
+        self._snapshots: dict[str, list[int]] = {}  # what has come of them, by model
         self._follower = StreamFollower(
             peer.target,
             WORKER,
             lambda channel: aiter(
                 worker_pb2_grpc.WorkerStub(channel).Watch(
-                    worker_pb2.WatchRequest(min_interval_ms=self.interval_ms, watcher_id=watcher_id)
+                    # Without a sequence number: each stream begins with the whole of the caches.
+                    worker_pb2.WatchRequest(
+                        min_interval_ms=self.interval_ms, watcher_id=watcher_id, cache_events=True
+                    )
                 )
             ),
             self._received,
@@ -70,6 +75,7 @@ class WorkerWatch:
     async def widen(self, interval_ms: int) -> None:
         """Watches anew with another interval; what is known stays in force meanwhile."""
         self.interval_ms = interval_ms
+        self._cache_sequence = 0
         await self._follower.stop()
         if not self._left:
             self._follower.start()
@@ -104,7 +110,30 @@ class WorkerWatch:
         if response.HasField("load"):
             self._load = load = response.load
             scheduler.sample(self.target, model_loads(load), load.admitted_ids, load.age_ms / 1000, now)
+        if response.HasField("cache_snapshot"):
+            self._take_snapshot(response.cache_snapshot)
+        for event in response.cache_events:
+            self._take_cache_event(event)
         self._dispatcher.flush()
+
+    def _take_snapshot(self, chunk: worker_pb2.CacheSnapshot) -> None:
+        hashes = self._snapshots.setdefault(chunk.model, [])
+        hashes.extend(chunk.hashes)
+        if chunk.last:
+            del self._snapshots[chunk.model]
+            scheduler = self._dispatcher.scheduler
+            scheduler.cache_cleared(self.target, chunk.model)
+            scheduler.cache_changed(self.target, chunk.model, hashes, ())
+            self._cache_sequence = chunk.sequence
+
+    def _take_cache_event(self, event: worker_pb2.CacheEvent) -> None:
+        scheduler = self._dispatcher.scheduler
+        if self._cache_sequence and event.sequence != self._cache_sequence + 1:
+            raise Resubscribe(f"cache event {event.sequence} came after {self._cache_sequence}")
+        self._cache_sequence = event.sequence
+        if event.cleared:
+            scheduler.cache_cleared(self.target, event.model)
+        scheduler.cache_changed(self.target, event.model, event.stored[:], event.removed[:])
 
     def _introduced(self, info: worker_pb2.WorkerInfo, now: float) -> None:
         if info.worker_id != self._info.worker_id or self._last_error:
@@ -122,6 +151,8 @@ class WorkerWatch:
             return
         self._last_error = error.message
         self._load = worker_pb2.LoadSample()
+        self._cache_sequence = 0
+        self._snapshots.clear()
         if not self._told_of_failure:
             self._told_of_failure = True
             log.warning(

@@ -30,6 +30,10 @@ LONGEST_PAUSE_S = 1.0
 Item = TypeVar("Item")
 
 
+class Resubscribe(Exception):
+    """Raised by a receiver that has missed something and needs the stream from its beginning."""
+
+
 class StreamFollower(Generic[Item]):
     """Calls `received` for each item, `broken` each time the stream ends, until stopped."""
 
@@ -79,6 +83,9 @@ class StreamFollower(Generic[Item]):
                 if refusal:
                     return FleetError(common_pb2.REASON_UNAUTHENTICATED, refusal)
                 return from_rpc_error(error)
+            except Resubscribe as error:
+                log.warning("stream opened again", target=self._target, cause=str(error))
+                return FleetError(common_pb2.REASON_INTERNAL, str(error))
             except Exception as error:
                 # an item that its user cannot take must not end the watching
                 log.exception("item not taken", target=self._target)

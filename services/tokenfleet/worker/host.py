@@ -15,6 +15,7 @@ from tokenfleet.runtime.models import ModelCache
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2, worker_pb2
 from tokenfleet.worker import machine
+from tokenfleet.worker.cache_log import CacheLog
 from tokenfleet.worker.dispatcher import Dispatcher
 from tokenfleet.worker.metrics import WorkerMetrics
 from tokenfleet.worker.residency import Residency
@@ -35,11 +36,13 @@ class WorkerHost:
         residents: dict[str, Resident] = {}
         self.dispatcher = Dispatcher(residents, settings.queue_limit)
         self.metrics = WorkerMetrics(self.dispatcher, residents, registry)
-        self.watch = WatchHub(self.describe, residents.values, self.dispatcher.changed)
+        cache = CacheLog(self.dispatcher.changed.notify)
+        self.watch = WatchHub(self.describe, residents.values, self.dispatcher.changed, cache)
         self.residency = Residency(
             ModelCache(settings.cache_dir),
             self.dispatcher,
             residents,
+            cache,
             engines=list(settings.engines),
             threads=settings.engine_threads,
             memory_bytes=settings.memory_bytes or machine.memory_limit_bytes(),

@@ -19,6 +19,7 @@ from tokenfleet.runtime.lifecycle import freeze_heap
 from tokenfleet.runtime.models import ModelCache, load_vocabulary
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2, worker_pb2
+from tokenfleet.worker.cache_log import CacheLog
 from tokenfleet.worker.dispatcher import Dispatcher
 from tokenfleet.worker.engines.base import ModelFiles, load_failed
 from tokenfleet.worker.engines.registry import engine_factory
@@ -40,6 +41,7 @@ class Residency:
         cache: ModelCache,
         dispatcher: Dispatcher,
         residents: dict[str, Resident],
+        cache_log: CacheLog,
         *,
         engines: list[str],
         threads: int,
@@ -55,6 +57,7 @@ class Residency:
         self.engines = engines
         self._cache = cache
         self._dispatcher = dispatcher
+        self._cache_log = cache_log
         self._threads = threads
         self._canary_timeout_s = canary_timeout_s
         self._worker_id = worker_id
@@ -208,7 +211,14 @@ class Residency:
             weights=weights,
             vocabulary=vocabulary,
         )
-        sink = EngineSink(resident, self._dispatcher, self._canary_timeout_s, self._changed, self._restarted)
+        sink = EngineSink(
+            resident,
+            self._dispatcher,
+            self._cache_log,
+            self._canary_timeout_s,
+            self._changed,
+            self._restarted,
+        )
         resident.facts = await engine.load(model, sink)
         resident.pieces = Pieces(vocabulary.token_bytes, resident.facts.vocabulary_size)
         resident.warm_id = next(i for i, text in enumerate(resident.pieces.texts) if text)
@@ -225,6 +235,7 @@ class Residency:
     async def _remove(self, resident: Resident) -> int:
         freed = await resident.engine.unload() if resident.engine is not None else 0
         self.residents.pop(resident.name, None)
+        self._cache_log.cleared(resident.name)
         log.info("model unloaded", model=resident.name, epoch=resident.epoch, freed_bytes=freed)
         self._changed()
         return freed

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.telemetry import get_logger
+from tokenfleet.worker.cache_log import CacheLog
 from tokenfleet.worker.dispatcher import Dispatcher
 from tokenfleet.worker.resident import Resident, State
 
@@ -20,6 +21,7 @@ class EngineSink:
         self,
         resident: Resident,
         dispatcher: Dispatcher,
+        cache: CacheLog,
         canary_timeout_s: float,
         changed: Callable[[], None],
         restarted: Callable[[str], None],
@@ -27,6 +29,7 @@ class EngineSink:
         self.step = dispatcher.step
         self._resident = resident
         self._dispatcher = dispatcher
+        self._cache = cache
         self._canary_timeout_s = canary_timeout_s
         self._changed = changed
         self._restarted = restarted
@@ -35,6 +38,7 @@ class EngineSink:
     def engine_down(self, cause: str, failure: FleetError) -> None:
         log.warning("engine died", model=self._resident.name, cause=cause, detail=failure.message)
         self._restarted(cause)
+        self._cache.cleared(self._resident.name)
         if self._resident.state == State.STATE_READY:
             self._resident.state = State.STATE_LOADING
             self._resident.failure = failure
@@ -42,6 +46,12 @@ class EngineSink:
 
     def engine_up(self) -> None:
         self._proving = asyncio.create_task(self._prove())
+
+    def cache_stored(self, hashes: Sequence[int], parent: int) -> None:
+        self._cache.stored(self._resident.name, hashes, parent)
+
+    def cache_removed(self, hashes: Sequence[int]) -> None:
+        self._cache.removed(self._resident.name, hashes)
 
     async def _prove(self) -> None:
         resident = self._resident

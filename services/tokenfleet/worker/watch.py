@@ -2,7 +2,8 @@
 
 Each watcher gets the state when it comes and from then on what it has not seen: the worker's description on
 any change at once, a load sample on material change but not more often than its interval, and at least every
-second. Reservation ids and steps are kept per watcher, so that several routers all see every one.
+second, with the changes of the prefix caches for those who want them. Reservation ids and steps are kept per
+watcher, so that several routers all see every one.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from tokenfleet.runtime.changes import Changes
 from tokenfleet.v1 import worker_pb2
 from tokenfleet.worker import machine
+from tokenfleet.worker.cache_log import CacheLog
 from tokenfleet.worker.resident import Resident, State
 
 DEFAULT_INTERVAL_S = 0.050
 LONGEST_SILENCE_S = 1.0
+# A watcher that has seen no change of a cache wants to be told the whole.
+NEVER = -1
 # Ids kept for one watcher between two samples; at 50 ms that is over a million requests a second.
 _MOST_ADMITTED = 65_536
 # Steps in one sample: the latest say most.
@@ -32,11 +36,13 @@ class WatchHub:
         describe: Callable[[], worker_pb2.WorkerInfo],
         residents: Callable[[], Iterable[Resident]],
         load: Changes,
+        cache: CacheLog,
     ) -> None:
-        """`load` changes whenever a sequence comes or goes."""
+        """`load` changes whenever a sequence comes or goes, or a prefix cache changes."""
         self._describe = describe
         self._residents = residents
         self._load = load
+        self._cache = cache
         self._device = machine.Device()
         self._watchers: set[_Watcher] = set()
         self._info = Changes()
@@ -56,10 +62,12 @@ class WatchHub:
     async def watch(self, request: worker_pb2.WatchRequest) -> AsyncIterator[worker_pb2.WatchResponse]:
         """Until the caller stops asking."""
         interval = request.min_interval_ms / 1000 or DEFAULT_INTERVAL_S
+        cache_seen = request.last_cache_sequence or NEVER
         watcher = _Watcher()
         self._watchers.add(watcher)
         loop = asyncio.get_running_loop()
         seen_info = -1
+        snapshot: list[worker_pb2.CacheSnapshot] = []
         try:
             while True:
                 seen_load = self._load.version
@@ -70,7 +78,14 @@ class WatchHub:
                 sent_at = loop.time()
                 watcher.sample(self._residents(), response.load)
                 response.load.accelerator.CopyFrom(self.accelerator())
+                if request.cache_events:
+                    events = self._cache.after(cache_seen)
+                    cache_seen = self._cache.sequence
+                    response.cache_events.extend(events or ())
+                    snapshot = list(self._cache.snapshot()) if events is None else []
                 yield response
+                for chunk in snapshot:
+                    yield worker_pb2.WatchResponse(cache_snapshot=chunk)
                 await self._load.after(seen_load, LONGEST_SILENCE_S - (loop.time() - sent_at))
                 pause = interval - (loop.time() - sent_at)
                 if pause > 0:

@@ -125,6 +125,11 @@ class Fleet:
         replicas = self._placeable.get(model)
         return replicas.values() if replicas else ()
 
+    def replica(self, target: str, model: str) -> Replica | None:
+        """What the worker at that address holds of the model, placeable or not."""
+        worker = self.workers.get(target)
+        return None if worker is None else worker.replicas.get(model)
+
     def describe(self, target: str, facts: WorkerFacts, now: float) -> None:
         """A worker introduced itself, or something about it changed."""
         worker = self.workers.get(target)

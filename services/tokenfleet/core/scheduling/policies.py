@@ -43,6 +43,9 @@ class Hooks:
     def emptied(self, replica: Replica) -> None:
         """It holds nothing that it held: its engine was started afresh, or it is gone for good."""
 
+    def cache_changed(self, replica: Replica, stored: Sequence[int], removed: Sequence[int]) -> None:
+        """Blocks of prompts came into its cache, or went."""
+
 
 class Policy(Hooks, ABC):
     """Chooses among the replicas that may be sent requests."""

@@ -14,7 +14,7 @@ weights to be tuned; the zone penalty is what an answer from another zone is con
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -68,6 +68,13 @@ class Predicted(Policy):
             self.index.forget(number)
             del self._numbered[number]
             self._free_numbers.append(number)
+
+    def cache_changed(self, replica: Replica, stored: Sequence[int], removed: Sequence[int]) -> None:
+        number = self.number(replica)
+        if removed:
+            self.index.removed(number, removed)
+        if stored:
+            self.index.stored(number, stored)
 
     def number(self, replica: Replica) -> int:
         """The replica's name in the index."""

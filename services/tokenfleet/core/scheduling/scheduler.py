@@ -145,6 +145,18 @@ class Scheduler(Generic[R]):
         for model in worker.replicas if worker is not None and self._entries else ():
             self._serve(model, now)
 
+    def cache_changed(self, target: str, model: str, stored: Sequence[int], removed: Sequence[int]) -> None:
+        """Blocks of prompts came into a worker's prefix cache, or went."""
+        replica = self.fleet.replica(target, model)
+        if replica is not None:
+            self.policy.cache_changed(replica, stored, removed)
+
+    def cache_cleared(self, target: str, model: str) -> None:
+        """A worker's prefix cache is empty."""
+        replica = self.fleet.replica(target, model)
+        if replica is not None:
+            self.policy.emptied(replica)
+
     def lost(self, target: str, now: float) -> None:
         """The watch on a worker broke."""
         self.fleet.lost(target, now)

@@ -49,7 +49,8 @@ class Finished(NamedTuple):
 
 
 class Sink(Protocol):
-    """The worker's side. All calls come from the event loop's thread, and none from within `submit`."""
+    """The worker's side. All calls come from the event loop's thread; none but those about the cache from
+    within `submit`."""
 
     def step(
         self, deltas: Sequence[Delta], finished: Sequence[Finished], logprobs: Sequence[Logprobs] = ()
@@ -61,6 +62,12 @@ class Sink(Protocol):
 
     def engine_up(self) -> None:
         """A restarted engine takes sequences again."""
+
+    def cache_stored(self, hashes: Sequence[int], parent: int) -> None:
+        """The blocks of a chain are cached; `parent` is the hash before the first, 0 at the root."""
+
+    def cache_removed(self, hashes: Sequence[int]) -> None:
+        """The blocks are cached no longer."""
 
 
 class EngineLoad(NamedTuple):

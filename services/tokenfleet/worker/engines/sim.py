@@ -69,7 +69,7 @@ class SimArguments(EngineArguments):
 
 class SimEngine:
     needs_weights: ClassVar[bool] = False
-    features: ClassVar[frozenset[str]] = frozenset({"min_tokens", "seed"})
+    features: ClassVar[frozenset[str]] = frozenset({"cache_events", "min_tokens", "seed"})
 
     def __init__(self, threads: int = 1) -> None:
         del threads
@@ -90,7 +90,7 @@ class SimEngine:
         self._sink = sink
         self._mean_output_tokens = arguments.mean_output_tokens
         self._alphabet = Alphabet(model.vocabulary.token_bytes, model.vocabulary.special_ids)
-        self._model = _model(arguments, PrefixCache(blocks, model.block_size))
+        self._model = _model(arguments, PrefixCache(blocks, model.block_size, sink))
         return EngineFacts(
             fingerprint=common_pb2.Fingerprint(
                 engine="sim", engine_version="1", weights_digest=model.weights_digest, dtype="hash"
