@@ -42,6 +42,14 @@ async def until_served(fleet: LocalFleet, model: str, patience_s: float = 120) -
     assert answer.done
 
 
+async def until_running(fleet: LocalFleet, count: int, patience_s: float = 20) -> None:
+    """Waits until the first worker runs so many sequences."""
+    url = f"http://{fleet.metrics_addresses['worker-0']}/metrics"
+    async with asyncio.timeout(patience_s):
+        while await scrape(url, "tokenfleet_worker_requests_running") != count:
+            await asyncio.sleep(0.01)
+
+
 async def scrape(url: str, name: str) -> float:
     """The sum over a metric's samples, 0 when it has none."""
     async with httpx.AsyncClient() as client:

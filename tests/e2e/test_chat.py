@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.e2e.sim_fleet import scrape, sim_fleet
+from tests.e2e.sim_fleet import scrape, sim_fleet, until_running
 from tests.e2e.terminal import CTRL_C, CTRL_D, TerminalSession, on_terminal
 from tests.e2e.up import COMMAND
 from tokenfleet.cli.local_fleet import LocalFleet
@@ -66,14 +66,6 @@ async def piped(
             await process.wait()
         process.stdin.close()
     return code, output.decode(), errors.decode()
-
-
-async def until_running(fleet: LocalFleet, count: int) -> None:
-    """Waits until the worker runs so many sequences."""
-    url = f"http://{fleet.metrics_addresses['worker-0']}/metrics"
-    async with asyncio.timeout(20):
-        while await scrape(url, "tokenfleet_worker_requests_running") != count:
-            await asyncio.sleep(0.01)
 
 
 def _answer(shown: str) -> str:

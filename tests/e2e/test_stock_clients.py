@@ -22,7 +22,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import SecretStr
 
 from tests.e2e.catalogs import simulated, write_catalog
-from tests.e2e.sim_fleet import scrape, until_served
+from tests.e2e.sim_fleet import until_running, until_served
 from tests.e2e.streams import chat
 from tokenfleet.cli.local_fleet import FleetSpec, LocalFleet
 
@@ -72,13 +72,6 @@ async def reference(fleet: LocalFleet) -> str:
 async def client(fleet: LocalFleet) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{fleet.http_url}/v1", api_key="none", max_retries=0) as opened:
         yield opened
-
-
-async def until_running(fleet: LocalFleet, count: int) -> None:
-    url = f"http://{fleet.metrics_addresses['worker-0']}/metrics"
-    async with asyncio.timeout(20):
-        while await scrape(url, "tokenfleet_worker_requests_running") != count:
-            await asyncio.sleep(0.01)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
