@@ -39,9 +39,13 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
 }
 
 # What the chart itself decides, since it follows from how the pods are put together.
-_DECIDED = "config listen advertise_host metrics_listen log_format grace_s frames_port reflection"
+_DECIDED = """
+    config listen advertise_host metrics_listen log_format grace_s frames_port reflection
+    tls_cert tls_key tls_ca tls_domain
+"""
+_DECIDED_EDGE = "http_listen api_keys_file edge_tls_cert edge_tls_key edge_tls_client_ca"
 DECIDED = {
-    "gateway": f"{_DECIDED} http_listen tokenizers routers loader zone api_keys_file".split(),
+    "gateway": f"{_DECIDED} {_DECIDED_EDGE} tokenizers routers loader zone".split(),
     "tokenizer": f"{_DECIDED} loader cache_dir".split(),
     "router": f"{_DECIDED} workers loader".split(),
     "model-loader": f"{_DECIDED} catalog workers store".split(),

@@ -134,6 +134,8 @@ def probes(all_: list[Object]) -> Iterator[str]:
                     yield f"{where}: no {kind}"
                     continue
                 yield from (f"{where}: {kind} {text}" for text in _bad_probe(kind, container[kind], ports))
+                if "grpc" in container[kind] and _grpc_is_encrypted(container):
+                    yield f"{where}: {kind} asks gRPC without TLS, and is refused"
 
 
 def _bad_probe(kind: str, probe: Object, ports: dict[str, int]) -> Iterator[str]:
@@ -147,6 +149,16 @@ def _bad_probe(kind: str, probe: Object, ports: dict[str, int]) -> Iterator[str]
             yield f"asks for {service!r}, which is no service"
         if kind != "readinessProbe" and service:
             yield f"asks for {service!r}: a service that is not ready would be restarted"
+    if "httpGet" in probe:
+        wanted = "/health/ready" if kind == "readinessProbe" else "/health/live"
+        if handler.get("path") != wanted:
+            yield f"asks for {handler.get('path')!r} instead of {wanted!r}"
+
+
+def _grpc_is_encrypted(container: Object) -> bool:
+    """Whether the environment gives the port that others call a certificate: a gateway's is the edge's."""
+    setting = "_EDGE_TLS_CERT" if container["name"] == "gateway" else "_TLS_CERT"
+    return any(each["name"].endswith(setting) for each in container.get("env", []))
 
 
 def drains(all_: list[Object]) -> Iterator[str]:

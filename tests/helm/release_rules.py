@@ -13,7 +13,7 @@ _KUBERNETES = re.compile(r"kubernetes://(?P<service>[a-z0-9-]+)(:(?P<port>[a-z0-
 _ADDRESS = re.compile(r"(?:[a-z]+://)?(?P<service>[a-z][a-z0-9-]*):(?P<port>[0-9]+)(/.*)?")
 
 # What the release's own words say is the user's to create.
-OUTSIDE_KEYS = {"secretName", "claimName", "existingConfigMap", "pullSecrets"}
+OUTSIDE_KEYS = {"secretName", "secretNames", "claimName", "existingConfigMap", "pullSecrets"}
 
 
 def names(all_: list[Object]) -> Iterator[str]:
@@ -202,9 +202,15 @@ def outside_names(values: Any) -> set[str]:
     elif isinstance(values, dict):
         for key, value in values.items():
             if key in OUTSIDE_KEYS:
-                found |= set(value) if isinstance(value, list) else {value}
+                found |= _leaves(value)
             found |= outside_names(value)
     return found
+
+
+def _leaves(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set(value.values())
+    return set(value) if isinstance(value, list) else {value}
 
 
 RULES = (names, services, budgets, autoscalers, volumes, addresses, access)

@@ -103,6 +103,18 @@ BREAKS: list[tuple[Rule, str, Callable[[list[Object]], Any]]] = [
         "liveness asks for readiness",
         lambda a: _container(a)["livenessProbe"]["grpc"].update(service="tokenfleet.v1.Inference"),
     ),
+    (
+        pod_rules.probes,
+        "TLS",
+        lambda a: _container(a)["env"].append({"name": "TOKENFLEET_GATEWAY_EDGE_TLS_CERT", "value": "/x"}),
+    ),
+    (
+        pod_rules.probes,
+        "path",
+        lambda a: _container(a).update(
+            livenessProbe={"httpGet": {"port": "metrics", "path": "/health/ready"}}
+        ),
+    ),
     (pod_rules.drains, "grace", lambda a: _spec(a).update(terminationGracePeriodSeconds=300)),
     (pod_rules.drains, "preStop", lambda a: _drop(_container(a), "lifecycle")),
     (

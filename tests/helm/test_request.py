@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from tests.certificates import Authority
 from tests.contract.fake_fleet import answer, failing_after, gateway_on_fakes
 from tests.contract.keys import made_key, write_keys
 from tests.helm.rendering import CHART, Object, containers, objects
@@ -78,3 +79,21 @@ async def test_a_key_is_presented(tmp_path: Path) -> None:
         assert "HTTP 401" in said
         code, said = await _run(fleet.url, FLEET_API_KEY=key)
         assert code == 0, said
+
+
+async def test_over_tls_whatever_name_the_certificate_is_for(tmp_path: Path) -> None:
+    """In the cluster it asks the Service, and the certificate is for the name that clients call."""
+    ours, shown = Authority(), tmp_path / "client"
+    cert, key = ours.write(tmp_path, "edge", "127.0.0.1")
+    shown.mkdir()
+    for name, file in zip(("tls.crt", "tls.key"), ours.write(tmp_path, "test", "helm-test"), strict=True):
+        (shown / name).write_bytes(file.read_bytes())
+    async with gateway_on_fakes(edge_tls_cert=cert, edge_tls_key=key, trusted=ours.pem) as fleet:
+        url = fleet.url.replace("127.0.0.1", "localhost")
+        code, said = await _run(url, FLEET_CLIENT_CERTIFICATE=str(shown))
+        assert code == 0, said
+        (shown / "tls.key").unlink()
+        code, said = await _run(url, FLEET_CLIENT_CERTIFICATE=str(shown), FLEET_TIMEOUT_S="1")
+        assert code != 0, "it shows no certificate"
+        code, said = await _run(url.replace("https", "http"), FLEET_TIMEOUT_S="1")
+        assert code != 0

@@ -132,6 +132,11 @@ COMBINATIONS: list[tuple[dict[str, Any], list[str]]] = [
         },
         ["router.extraEnv.TOKENFLEET_ROUTER_SEED", "workerPools.a.extraEnv.TOKENFLEET_CACHE"],
     ),
+    (
+        {"tls": {"peers": {"enabled": True, "secretNames": {"gateway": "g", "router": "r"}}}},
+        ["tls.peers.secretNames.modelLoader", "tls.peers.secretNames.worker"],
+    ),
+    ({"tls": {"edge": {"clientCertificates": True}}}, ["tls.edge.secretName"]),
     ({"modelVolumes": [{"name": "m", "mountPath": "/m"}]}, ["modelVolumes: m"]),
     (
         {"modelVolumes": [{"name": "m", "mountPath": "/m", "claimName": "c", "hostPath": "/h"}]},

@@ -39,6 +39,16 @@ all of them are told at once.
 {{- $problems = append $problems (printf "%s.modelCache.claimName: name the claim" $owner) -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.tls.peers.enabled -}}
+{{- range list "gateway" "tokenizer" "router" "modelLoader" "worker" -}}
+{{- if not (get $.Values.tls.peers.secretNames .) -}}
+{{- $problems = append $problems (printf "tls.peers.secretNames.%s: name the Secret with its certificate" .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.tls.edge.clientCertificates (not .Values.tls.edge.secretName) -}}
+{{- $problems = append $problems "tls.edge.secretName: name the Secret with the gateway's certificate; without TLS no client can show one" -}}
+{{- end -}}
 {{- range .Values.modelVolumes -}}
 {{- if eq (empty .claimName) (empty .hostPath) -}}
 {{- $problems = append $problems (printf "modelVolumes: %s: name either a claimName or a hostPath" .name) -}}

@@ -29,6 +29,9 @@ TOKENFLEET_{{ .component | upper | replace "-" "_" }}_
   value: json
 - name: {{ $prefix }}GRACE_S
   value: {{ .values.drainSeconds | quote }}
+{{- with include "tokenfleet.tls.env" . | trim }}
+{{ . }}
+{{- end }}
 {{- range $key, $value := .values.settings }}
 {{- if not (kindIs "invalid" $value) }}
 - name: {{ $prefix }}{{ upper $key }}

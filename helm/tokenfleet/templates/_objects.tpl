@@ -43,7 +43,9 @@ spec:
     - name: grpc
       port: {{ include "tokenfleet.port" .component }}
       targetPort: grpc
+      {{- if not .root.Values.tls.peers.enabled }}
       appProtocol: kubernetes.io/h2c
+      {{- end }}
 {{- end -}}
 
 {{- define "tokenfleet.hpa" -}}

@@ -134,26 +134,37 @@ securityContext:
 
 {{/*
 Probes by gRPC health. The empty name means that the process serves: startup and liveness. The service's own
-name means that it can work: readiness. A worker that loads for minutes is alive and not ready.
+name means that it can work: readiness. A worker that loads for minutes is alive and not ready. Where gRPC asks for
+certificates, which probes do not have, the same is said over HTTP beside the metrics.
 */}}
+{{- define "tokenfleet.probe" -}}
+{{- if include "tokenfleet.tls.onGrpc" . -}}
+httpGet:
+  port: metrics
+  path: {{ .ready | ternary "/health/ready" "/health/live" }}
+{{- else -}}
+grpc:
+  port: {{ include "tokenfleet.port" .component }}
+  {{- if .ready }}
+  service: {{ include "tokenfleet.grpcService" .component }}
+  {{- end }}
+{{- end -}}
+{{- end -}}
+
 {{- define "tokenfleet.container.probes" -}}
-{{- $port := include "tokenfleet.port" .component -}}
+{{- $live := include "tokenfleet.probe" (merge (dict "ready" false) .) -}}
 startupProbe:
-  grpc:
-    port: {{ $port }}
+  {{- $live | nindent 2 }}
   periodSeconds: 2
   timeoutSeconds: 2
   failureThreshold: {{ max 1 (div (add .values.startupSeconds 1) 2) }}
 livenessProbe:
-  grpc:
-    port: {{ $port }}
+  {{- $live | nindent 2 }}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 3
 readinessProbe:
-  grpc:
-    port: {{ $port }}
-    service: {{ include "tokenfleet.grpcService" .component }}
+  {{- include "tokenfleet.probe" (merge (dict "ready" true) .) | nindent 2 }}
   periodSeconds: 5
   timeoutSeconds: 3
   failureThreshold: 2
@@ -175,13 +186,19 @@ lifecycle:
   containerPort: {{ include "tokenfleet.port" "metrics" }}
 {{- end -}}
 
-{{- define "tokenfleet.volume.tmp" -}}
+{{- define "tokenfleet.volumes" -}}
 - name: tmp
   emptyDir:
     sizeLimit: {{ .root.Values.temporaryFiles.sizeLimit }}
+{{- with include "tokenfleet.tls.volumes" . | trim }}
+{{ . }}
+{{- end }}
 {{- end -}}
 
-{{- define "tokenfleet.mount.tmp" -}}
+{{- define "tokenfleet.mounts" -}}
 - name: tmp
   mountPath: /tmp
+{{- with include "tokenfleet.tls.mounts" . | trim }}
+{{ . }}
+{{- end }}
 {{- end -}}
