@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import urllib.request
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +73,14 @@ def write(path: Path, *entries: object) -> None:
 
 @asynccontextmanager
 async def loader_with(
-    tmp_path: Path, workers: Sequence[ScriptedWorker], *flags: str, entries: Sequence[object] | None = None
+    tmp_path: Path,
+    workers: Sequence[ScriptedWorker],
+    *flags: str,
+    entries: Sequence[object] | None = None,
+    named: str | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Harness]:
+    """`named`: what the loader is told of the workers instead of their addresses."""
     catalog = tmp_path / "catalog.yaml"
     write(catalog, *(entries if entries is not None else (entry(WARM, "warm"), entry(LAZY))))
     async with AsyncExitStack() as stack:
@@ -82,9 +88,9 @@ async def loader_with(
             if not worker.target:
                 await worker.start()
             stack.push_async_callback(worker.die)
-        targets = ",".join(worker.target for worker in workers)
+        targets = named or ",".join(worker.target for worker in workers)
         loader = await stack.enter_async_context(
-            running("model_loader", "--catalog", str(catalog), "--workers", targets, *flags)
+            running("model_loader", "--catalog", str(catalog), "--workers", targets, *flags, env=env)
         )
         channel = await stack.enter_async_context(open_channel(loader.address, MODEL_LOADER))
         yield Harness(loader, catalog, model_loader_pb2_grpc.ModelLoaderStub(channel))
