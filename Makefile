@@ -20,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs lock bench-gateway bench-edges bench-browser bench-security clean
+.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock bench-gateway bench-edges bench-browser bench-security clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -127,6 +127,10 @@ rootfs: setup ## the same without Docker or any registry, as archives in build/i
 
 try-rootfs: setup ## stream a request through a fleet of these images, read-only and unprivileged; needs runc
 	@$(BIN)/python -m tools.images.trial
+
+# IMAGE_REGISTRY and IMAGE_TAG name the images; IMAGE_PULL_POLICY=Never where nodes have them imported.
+e2e-k8s: setup ## take the chart through its life on a cluster: make e2e-k8s KUBECONFIG=…
+	@$(BIN)/python -m tests.k8s
 
 ## -- upkeep --------------------------------------------------------------------------------------
 
