@@ -16,8 +16,12 @@ QUESTION = "Say hello to the fleet."
 
 
 async def _run(url: str, **variables: str) -> tuple[int, str]:
+    return await ask(url, objects("cpu"), **variables)
+
+
+async def ask(url: str, all_: list[Object], **variables: str) -> tuple[int, str]:
     """The rendered pod's command with its environment, but for the gateway's address."""
-    pod = next(one for one in objects("cpu") if one["kind"] == "Pod")
+    pod = next(one for one in all_ if one["kind"] == "Pod")
     container = containers(pod["spec"])[0]
     environment = {each["name"]: each["value"] for each in container["env"]} | {"FLEET_URL": url} | variables
     assert container["command"] == ["python", "-c"]
