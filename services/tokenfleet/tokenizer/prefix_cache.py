@@ -39,9 +39,10 @@ class _Node:
     start: int = 0  # tokens before it
     ids: array[int] = field(default_factory=lambda: array("I"))
     hashes: array[int] = field(default_factory=lambda: array("Q"))  # of the blocks that end in it
-    # The ids as they travel, made when they are first asked for again, and for how many of them.
+    # Ids and hashes as they travel, made when they are first asked for again, and of how many they are.
     packed: bytes = b""
     packed_ids: int = 0
+    packed_hashes: int = 0
     children: dict[str, _Node] = field(default_factory=dict)
     size: int = 0  # bytes, as counted
 
@@ -57,11 +58,14 @@ class _Node:
         return self.size - before
 
     def pack(self) -> bytes:
-        """The ids as a part of a serialized EncodeResult; such parts may be strung together."""
+        """Ids and hashes as a part of a serialized EncodeResult; such parts may be strung together."""
         if self.packed_ids < len(self.ids):
-            rest = tokenizer_pb2.EncodeResult(token_ids=self.ids[self.packed_ids :].tolist())
+            rest = tokenizer_pb2.EncodeResult(
+                token_ids=self.ids[self.packed_ids :].tolist(),
+                block_hashes=self.hashes[self.packed_hashes :].tolist(),
+            )
             self.packed += rest.SerializeToString()
-            self.packed_ids = len(self.ids)
+            self.packed_ids, self.packed_hashes = len(self.ids), len(self.hashes)
         return self.packed
 
 
@@ -195,7 +199,7 @@ class PrefixCache:
         node.parent, node.key = upper, node.text[cut.position : lower_end]
         node.text, node.start = node.text[cut.position :], node.start + tokens
         node.ids, node.hashes = node.ids[tokens:], node.hashes[blocks:]
-        node.packed, node.packed_ids = b"", 0
+        node.packed, node.packed_ids, node.packed_hashes = b"", 0, 0
         upper.children[node.key] = node
         self._by_use[upper] = None
         self._version += 1

@@ -28,11 +28,11 @@ class Encoded:
     prefix: Prefix  # what of it was known
 
     def write_to(self, result: tokenizer_pb2.EncodeResult) -> None:
-        """Ids that were sent before need no packing again."""
+        """What was sent before needs no packing again."""
         for part in self.prefix.packed:
             result.MergeFromString(part)
         result.token_ids.extend(self.ids[len(self.prefix.ids) :].tolist())
-        result.block_hashes.extend(self.hashes)
+        result.block_hashes.extend(self.hashes[len(self.prefix.hashes) :])
 
 
 class PromptEncoder:

@@ -22,6 +22,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tokenfleet.runtime.errors import FleetError
@@ -33,6 +34,8 @@ _PROBE_USER: Message = {"role": "user", "content": "probe"}
 _PROBE_ASSISTANT: Message = {"role": "assistant", "content": "answer"}
 _SYSTEM_ROLES = ("system", "developer")
 _OURS = frozenset(("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"))
+_OF_DICTIONARIES = frozenset(dir(dict))
+_OF_LOOPS = frozenset(("first", "last", "index", "index0", "revindex", "revindex0", "length"))
 # What a template's own expressions may raise on a conversation that it was not written for.
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError,
@@ -132,10 +135,11 @@ class ChatTemplate:
         # the begin token stays, unless it is merely what every message begins with
         begins = self._bos and inserted.startswith(self._bos) and not later.startswith(self._bos)
         kept = self._bos if begins else ""
-        return ("", "") if inserted == kept else (inserted, kept)
+        # white space about it is the template's layout, and no prompt
+        return ("", "") if inserted.strip() == kept.strip() else (inserted, kept)
 
-    def _environment(self) -> ImmutableSandboxedEnvironment:
-        environment = ImmutableSandboxedEnvironment(
+    def _environment(self) -> _Sandbox:
+        environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
@@ -146,6 +150,19 @@ class ChatTemplate:
     def _strftime_now(self, layout: str) -> str:
         self._dated = True
         return datetime.now().strftime(layout)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, with a short way for what templates do in every turn: half of the time it takes to render."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """`message.role` and `loop.first`: neither is anything that the sandbox would hide."""
+        if type(obj) is dict:
+            if attribute in obj and attribute not in _OF_DICTIONARIES:
+                return obj[attribute]
+        elif type(obj) is LoopContext and attribute in _OF_LOOPS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
 
 
 class _GenerationBlock(Extension):

@@ -106,6 +106,11 @@ def test_a_template_without_a_prompt_of_its_own_is_left_alone() -> None:
     assert template(ALTERNATING, bos="<s>").render([USER]) == "<s>[INST] Hi [/INST]"
 
 
+def test_white_space_at_the_beginning_is_no_prompt() -> None:
+    spaced = "{{ bos_token }}\n\n{% for m in messages %}{{ m.role + ': ' + m.content + ';' }}{% endfor %}"
+    assert template(spaced, bos="<s>").render([USER]) == "<s>\n\nuser: Hi;"
+
+
 def test_a_date_is_information_and_stays() -> None:
     assert "Today: 20" in template(DATED, bos="<bos>").render([USER])
 
@@ -185,6 +190,8 @@ def test_blocks_leave_no_lines_of_their_own() -> None:
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
         "{{ cycler.__init__.__globals__ }}",
+        "{% for m in messages %}{{ m.__class__.__mro__ }}{{ loop.__init__.__globals__ }}{% endfor %}",
+        "{% for m in messages %}{{ m.update({}) }}{% endfor %}",
         "{% for i in range(1000000000) %}x{% endfor %}",
     ],
 )
