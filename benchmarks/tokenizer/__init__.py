@@ -1,0 +1,1 @@
+"""What a prompt costs the tokenizer, and what the turns of a conversation do."""
