@@ -15,14 +15,14 @@ from tokenfleet.cli.local_fleet import FleetSpec, LocalFleet
 
 @asynccontextmanager
 async def sim_fleet(
-    path: Path, *, workers: int = 3, itl_ms: int = 25, **spec: Any
+    path: Path, *, workers: int = 3, itl_ms: int = 25, tokenizers: int = 1, **spec: Any
 ) -> AsyncIterator[LocalFleet]:
     """A fleet whose warm model `sim` answers exactly every `itl_ms`, and never ends by itself."""
     engine = simulated(profile="fixed", ttft_ms=5, itl_ms=itl_ms, max_sequences=256, mean_output_tokens=0)
     described = FleetSpec(
         state_dir=path / "state",
         workers=workers,
-        tokenizers=1,
+        tokenizers=tokenizers,
         zones=("zone-a", "zone-b", "zone-c"),
         engines=("sim",),
         catalog=write_catalog(path / "catalog.yaml", engine),
