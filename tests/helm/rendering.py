@@ -33,6 +33,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "every-branch": ("ci/values-every-branch.yaml",),
     "external-store": ("ci/values-external-store.yaml",),
     "bare": ("ci/values-bare.yaml",),
+    # what `make e2e-k8s` installs
+    "e2e": ("../../tests/k8s/values.yaml",),
 }
 
 
