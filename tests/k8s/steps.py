@@ -138,7 +138,6 @@ class Fleet:
         told = [
             part for key, value in settings.items() if value for part in ("--set-string", f"{key}={value}")
         ]
-        told += ["--set-string", f"store.embedded.image={self.image('store')}"]
         self.cluster.helm(
             *("upgrade", self.cluster.release, str(CHART), "--values", self._values, *told, *arguments),
             *("--wait", "--timeout", WAIT),
