@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.contract.service_process import ServiceProcess, launch
 from tests.e2e.load import Load
 from tests.e2e.sim_fleet import sim_fleet
+from tests.e2e.streams import chat_body
 from tokenfleet.cli.local_fleet import LocalFleet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -86,6 +88,22 @@ async def test_without_the_delay_the_balancers_lag_would_lose_requests(tmp_path:
     assert load.lost
 
 
+async def test_a_gateway_that_leaves_sends_its_clients_elsewhere(tmp_path: Path) -> None:
+    """A client that keeps its connections would otherwise stay until the moment they are cut."""
+    async with sim_fleet(tmp_path) as fleet, gateways(fleet, 1, "--shutdown-delay-s", "2") as (gateway,):
+        async with httpx.AsyncClient(base_url=_url(gateway), timeout=30) as client:
+            body = chat_body("sim", "Tell me a story", 4)
+            before = await client.post("/v1/chat/completions", json=body)
+            gateway.process.terminate()
+            await gateway.logged("not ready, still accepting")
+            readiness = await client.get("/health/ready")
+            after = await client.post("/v1/chat/completions", json=body)
+        assert (before.status_code, after.status_code) == (200, 200)
+        assert "connection" not in before.headers
+        assert after.headers["connection"] == "close"
+        assert (readiness.status_code, readiness.json()["accepting"]) == (503, False)
+
+
 @asynccontextmanager
 async def gateways(fleet: LocalFleet, count: int, *flags: str) -> AsyncIterator[list[ServiceProcess]]:
     """More gateways in front of the fleet, ready."""
@@ -102,9 +120,7 @@ async def gateways(fleet: LocalFleet, count: int, *flags: str) -> AsyncIterator[
     made = [await launch("gateway", *listening, *named, *flags) for _ in range(count)]
     try:
         for gateway in made:
-            (serving,) = await gateway.logged("serving")
-            gateway.address = f"127.0.0.1:{serving['grpc']}"
-            await gateway.ready("tokenfleet.v1.Inference")
+            await gateway.logged("readiness", catalog=True, tokenizers=True, router=True)
         yield made
     finally:
         for gateway in made:

@@ -194,6 +194,7 @@ class GatewayService:
             Limits.of(self._settings),
             Origins(self._settings.allowed_origins),
             lambda code: refused.labels(code).inc(),
+            lambda: self._stopping,
         )
 
 

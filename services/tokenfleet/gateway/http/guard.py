@@ -46,15 +46,21 @@ _OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 @dataclass(slots=True, frozen=True)
 class Rules:
-    """What holds for all connections of a server; `refused` hears the code of each refusal."""
+    """What holds for all connections of a server; `refused` hears the code of each refusal.
+
+    While `leaving` says so, each response is its connection's last: clients come back through a new one.
+    """
 
     limits: Limits = field(default_factory=Limits)
     origins: Origins = field(default_factory=Origins)
     refused: Callable[[str], None] = lambda code: None
+    leaving: Callable[[], bool] = lambda: False
 
     def headers(self, fields: Fields, request_id: str) -> Headers:
         """What every response carries."""
         headers = [(b"x-request-id", request_id.encode())]
+        if self.leaving():
+            headers.append((b"connection", b"close"))
         return headers + self.origins.headers(fields) if ORIGIN in fields else headers
 
 
