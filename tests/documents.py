@@ -157,7 +157,7 @@ def make_targets(line: str) -> list[str]:
 
 def known_targets() -> set[str]:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    return set(re.findall(r"^([a-z][a-z-]*):(?!=)", makefile, re.MULTILINE))
+    return set(re.findall(r"^([a-z][a-z0-9-]*):(?!=)", makefile, re.MULTILINE))
 
 
 def example_scripts() -> list[Path]:
