@@ -163,3 +163,53 @@ def test_no_reservation_is_left_when_all_requests_have_ended() -> None:
             0,
             0,
         )
+
+
+def test_a_worker_whose_sample_is_late_is_trusted_less_before_it_is_out() -> None:
+    world = world_of("w1", "w2")
+    world.sample("w2", running=20, context_tokens=20_000)
+    assert target(world.place(**prompt(1, 64))) == "w1"
+    world.pass_time(1.1, living=["w2"], running=20)
+    assert target(world.place(**prompt(2, 64))) == "w1", "a sample a second is all that is asked for"
+    world.pass_time(0.95, living=["w2"], running=20)
+    silent = world.scheduler.fleet.workers["w1"]
+    assert not silent.veto
+    assert target(world.place(**prompt(3, 64))) == "w2"
+    world.sample("w1")
+    assert target(world.place(**prompt(4, 64))) == "w1"
+
+
+def test_workers_that_left_are_not_remembered() -> None:
+    world = world_of("w1")
+    for number in range(20):
+        world.up(f"pod-{number}", slots=SLOTS)
+        world.sample(f"pod-{number}", steps=[FAST])
+        world.place(**prompt(number))
+        world.scheduler.fleet.leave(f"pod-{number}", world.now)
+    assert policy(world).number(world.place(**prompt(99)).reservation.replica) == 0
+    world.up("w2", slots=SLOTS)
+    world.up("w3", slots=SLOTS)
+    numbers = {policy(world).number(replica) for replica in world.scheduler.fleet.placeable(MODEL)}
+    assert numbers == {0, 1, 2}
+
+
+def test_a_prefix_that_another_models_replica_holds_does_not_count() -> None:
+    world = world_of("w1")
+    chains: list[int] = prompt(1)["block_hashes"]  # type: ignore[assignment]
+    policy(world).index.stored(500, chains)
+    placed = world.place(**prompt(1))
+    assert placed.forecast is not None
+    assert placed.forecast.cached_tokens == 0
+
+
+def test_what_was_predicted_for_the_chosen_one_adds_up() -> None:
+    world = world_of("w1")
+    world.sample("w1", running=3, queued_prefill_tokens=500, context_tokens=3000)
+    replica = next(iter(world.scheduler.fleet.placeable(MODEL)))
+    price = replica.speed.price
+    forecast = world.place(**prompt(1), max_tokens=100).forecast
+    assert forecast is not None
+    step_s = price.step_s(4, 0, 3000 + 1024)
+    assert forecast.step_s == pytest.approx(step_s)
+    assert forecast.ttft_s == pytest.approx(price.per_prefill_token_s * (500 + 1024) + step_s)
+    assert forecast.cost_s == pytest.approx(forecast.ttft_s + 100 * step_s)

@@ -1,12 +1,15 @@
 """The replicas of one model as columns of numbers: a choice among a thousand is a few vector operations.
 
-A row is written when a load sample, a reservation or a learned speed changes it, which happens far less often
-than it is read.
+What a request costs somewhere is linear in the length of its prompt, that of its answer and the product of
+the two, but for what is cached: so the cost of all replicas is one product of a vector and a matrix. A row is
+written when a load sample, a reservation or a learned speed changes it, which happens far less often than it
+is read.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +19,21 @@ from tokenfleet.core.scheduling.model import Replica
 Column = NDArray[np.float64]
 
 (
+    FIXED,  # seconds, of any request; infinite where nothing more may be sent
+    PER_PROMPT_TOKEN,
+    PER_ANSWER_TOKEN,
+    PER_PAIR,  # for each token of the prompt and each of the answer
+    # The four above times 1, prompt, answer, prompt · answer make the cost.
     STEP_S,  # of a step with one more sequence in it, its own context left out
-    CONTEXT_TOKEN_S,  # what each token of that context adds
-    PREFILL_TOKEN_S,  # what a prompt token costs
-    QUEUED_S,  # what the prompt tokens cost that are to be computed before a new request's
-    AHEAD,  # answers that must end before one more can begin, as a share of those that run at once
+    PREFILL_TOKEN_S,  # what a prompt token costs to compute
     FREE,  # tokens for which there is KV cache left
-    FULL,  # infinite where nothing more may be sent, otherwise 0
+    BLOCK,  # tokens of a cached block
     ZONE,
     COLUMNS,
-) = range(9)
+) = range(10)
+LINEAR = PER_PAIR + 1
 UNKNOWN_ZONE = 0
+NOWHERE = -1
 _FIRST_ROWS = 16
 
 
@@ -41,13 +48,19 @@ class Zones:
 
 
 class Board:
-    """A column a property, a row a replica; rows move when others leave."""
+    """A column a property, a row a replica; rows move when others leave.
+
+    `rows` answers for a replica's number in the index of prefixes its row, or NOWHERE; the last one is always
+    nowhere, so that a number too high may be clipped to it.
+    """
 
     def __init__(self, zones: Zones) -> None:
         self.replicas: list[Replica] = []
+        self.rows: NDArray[np.intp] = np.full(_FIRST_ROWS, NOWHERE, np.intp)
         self._zones = zones
-        self._rows: dict[Replica, int] = {}
+        self._known: dict[Replica, tuple[int, int]] = {}  # row, number
         self._cells = np.zeros((COLUMNS, _FIRST_ROWS))
+        self._abroad: dict[int, Column] = {}
 
     def __len__(self) -> int:
         return len(self.replicas)
@@ -56,45 +69,73 @@ class Board:
         """A view, good until the board changes."""
         return self._cells[which, : len(self.replicas)]
 
-    def row(self, replica: Replica) -> int | None:
-        return self._rows.get(replica)
+    def linear(self) -> NDArray[np.float64]:
+        """The columns that make the cost; a view, too."""
+        return self._cells[:LINEAR, : len(self.replicas)]
 
-    def put(self, replica: Replica) -> None:
+    def cells(self, rows: Any) -> NDArray[np.float64]:
+        """A copy of some rows, as columns."""
+        copy: NDArray[np.float64] = self._cells.take(rows, axis=1)
+        return copy
+
+    def abroad(self, zone: int) -> Column:
+        """1 for each replica that is not in that zone, otherwise 0."""
+        known = self._abroad.get(zone)
+        if known is None:
+            known = self._abroad[zone] = (self.column(ZONE) != zone).astype(np.float64)
+        return known
+
+    def put(self, replica: Replica, number: int) -> None:
         """Adds it, or writes its row anew."""
-        if replica not in self._rows:
-            self._rows[replica] = len(self.replicas)
+        if replica not in self._known:
+            row = len(self.replicas)
             self.replicas.append(replica)
+            self._known[replica] = row, number
             if len(self.replicas) > self._cells.shape[1]:
                 self._cells = np.concatenate([self._cells, np.zeros_like(self._cells)], axis=1)
+            while number + 1 >= len(self.rows):
+                self.rows = np.concatenate([self.rows, np.full_like(self.rows, NOWHERE)])
+            self.rows[number] = row
+        self._abroad.clear()
         replica.observer = self
         self.changed(replica)
 
     def drop(self, replica: Replica) -> None:
         """The last row takes its place."""
-        row = self._rows.pop(replica, None)
-        if row is None:
+        known = self._known.pop(replica, None)
+        if known is None:
             return
+        row, number = known
         replica.observer = None
+        self._abroad.clear()
+        self.rows[number] = NOWHERE
         last = self.replicas.pop()
         if last is not replica:
             self.replicas[row] = last
-            self._rows[last] = row
             self._cells[:, row] = self._cells[:, len(self.replicas)]
+            moved = self._known[last][1]
+            self._known[last] = row, moved
+            self.rows[moved] = row
 
     def changed(self, replica: Replica) -> None:
-        price = replica.speed.price
+        speed = replica.speed.price
         load = replica.running + replica.waiting + replica.reserved
         context = replica.context_tokens + replica.reserved_context_tokens
         queued = replica.queued_prefill_tokens + replica.reserved_prefill_tokens
         slots = replica.max_sequences
-        self._cells[:, self._rows[replica]] = (
-            price.step_s(load + 1, 0, context),
-            price.per_context_token_s,
-            price.per_prefill_token_s,
-            price.per_prefill_token_s * queued,
-            max(0, load + 1 - slots) / slots if slots else 0.0,
+        # answers that must end before one more can begin, as a share of those that run at once
+        ahead = max(0, load + 1 - slots) / slots if slots else 0.0
+        step_s = speed.step_s(load + 1, 0, context)
+        fixed_s = speed.per_prefill_token_s * queued + step_s + replica.worker.late_s
+        self._cells[:, self._known[replica][0]] = (
+            fixed_s if load < replica.capacity else math.inf,
+            speed.per_prefill_token_s + speed.per_context_token_s,
+            step_s * (1.0 + ahead),
+            speed.per_context_token_s * (1.0 + ahead),
+            step_s,
+            speed.per_prefill_token_s,
             self._free_tokens(replica),
-            0.0 if load < replica.capacity else math.inf,
+            replica.block_size,
             self._zones.number(replica.worker.zone),
         )
 

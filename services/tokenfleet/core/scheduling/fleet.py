@@ -17,7 +17,9 @@ from typing import Protocol
 from tokenfleet.core.scheduling.model import UNKNOWN_FINGERPRINT, Fingerprint, Phase, Replica, Worker
 from tokenfleet.core.scheduling.speed import Step
 
-# Workers sample at least every second: two lost samples and some delay.
+# Workers sample at least every second. One that is later than that may hold anything that could have been
+# sent to it in the meantime: each second counts as one more to wait there, until it is out altogether.
+LATE_S = 1.25
 STALE_S = 2.5
 # A worker whose engine died says so within its sampling interval; its supervisor takes a little longer.
 RESTART_NOTICE_S = 5.0
@@ -113,6 +115,7 @@ class Fleet:
         worker = self.workers.pop(target, None)
         if worker is not None:
             self._withdraw(worker)
+            self._forget(worker.replicas.values())
             worker.connected = False
             self._awaited_since = now
 
@@ -145,6 +148,7 @@ class Fleet:
             # It tells the leases of each model, which do until the first sample.
             worker.measured_at = now
             worker.stale = False
+            worker.late_s = 0.0
             worker.doubted_at = None
         worker.id, worker.name, worker.zone = facts.worker_id, facts.name, facts.zone
         worker.phase, worker.engines = facts.phase, facts.engines
@@ -159,6 +163,7 @@ class Fleet:
             return
         worker.seen_at = now
         worker.measured_at = now - age_s
+        worker.late_s = max(0.0, age_s - LATE_S)
         told = {load.model: load for load in loads}
         changed = worker.stale or _doubt_ends(worker, worker.measured_at)
         for replica in worker.replicas.values():
@@ -191,11 +196,18 @@ class Fleet:
         self._refresh(replica.worker)
 
     def find_stale(self, now: float) -> None:
-        """Takes workers out whose load is no longer known."""
+        """Takes workers out whose load is no longer known; trusts those less that are late to tell it."""
         for worker in self.workers.values():
-            if worker.connected and not worker.stale and now - worker.measured_at > STALE_S:
+            age_s = now - worker.measured_at
+            if age_s <= LATE_S or worker.stale or not worker.connected:
+                continue
+            worker.late_s = age_s - LATE_S
+            if age_s > STALE_S:
                 worker.stale = True
                 self._refresh(worker)
+            else:
+                for replica in worker.replicas.values():
+                    replica.changed()
 
     def expected_until(self, model: str, excluded: Collection[str], asked_at: float, now: float) -> float:
         """Until when a worker that may serve the model can be hoped for; 0 when there is no hope.

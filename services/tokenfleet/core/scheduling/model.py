@@ -58,6 +58,7 @@ class Worker:
     connected: bool = False
     stale: bool = False
     measured_at: float = 0.0
+    late_s: float = 0.0  # by how much its load sample is older than it should be
     doubted_at: float | None = None  # a request failed there and no later sample contradicts
     replicas: dict[str, Replica] = field(default_factory=dict)
 

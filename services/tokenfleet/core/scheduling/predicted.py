@@ -21,7 +21,7 @@ import numpy as np
 from tokenfleet.core.scheduling import board as columns
 from tokenfleet.core.scheduling.answer_lengths import AnswerLengths
 from tokenfleet.core.scheduling.board import UNKNOWN_ZONE, Board, Column, Zones
-from tokenfleet.core.scheduling.choice import Choice, Forecast, Forecasts
+from tokenfleet.core.scheduling.choice import Choice, Forecasts
 from tokenfleet.core.scheduling.model import Replica
 from tokenfleet.core.scheduling.policies import Draw, Policy
 from tokenfleet.core.scheduling.prediction import PREDICTED, PredictionSettings
@@ -45,7 +45,6 @@ class Predicted(Policy):
         self._zones = Zones()
         self._boards: dict[str, Board] = {}
         self._numbers: dict[Replica, int] = {}
-        self._numbered: dict[int, Replica] = {}
         self._free_numbers: list[int] = []
 
     # -- what the fleet tells ----------------------------------------------------------------------
@@ -54,7 +53,7 @@ class Predicted(Policy):
         board = self._boards.get(replica.model)
         if board is None:
             board = self._boards[replica.model] = Board(self._zones)
-        board.put(replica)
+        board.put(replica, self.number(replica))
 
     def vanished(self, replica: Replica) -> None:
         board = self._boards[replica.model]
@@ -66,7 +65,6 @@ class Predicted(Policy):
         number = self._numbers.pop(replica, None)
         if number is not None:
             self.index.forget(number)
-            del self._numbered[number]
             self._free_numbers.append(number)
 
     def cache_changed(self, replica: Replica, stored: Sequence[int], removed: Sequence[int]) -> None:
@@ -82,7 +80,6 @@ class Predicted(Policy):
         if number is None:
             number = self._free_numbers.pop() if self._free_numbers else len(self._numbers)
             self._numbers[replica] = number
-            self._numbered[number] = replica
         return number
 
     # -- choosing ----------------------------------------------------------------------------------
@@ -92,23 +89,29 @@ class Predicted(Policy):
         if board is None:
             return None
         runs = self.index.match(request.block_hashes)
+        cached = _cached_tokens(board, runs, request.prompt_tokens)
         answer = self.lengths.expect(request.model, request.tenant, request.max_tokens)
-        cached = self._cached_tokens(board, runs, request.prompt_tokens)
-        ttft, step, cost = self._predict(board, request, cached, answer)
-        self._rule_out(board, request, cost)
-        least = float(cost.min())
+        cost = self._cost(board, request, cached, answer)
+        _rule_out(board, request, cost)
+        least = float(cost[cost.argmin()])
         if least == math.inf:
             return None
-        equals = np.flatnonzero(cost <= least * EQUAL)
+        equals = (cost <= least * EQUAL).nonzero()[0]
         row = int(equals[int(draw() * len(equals))] if len(equals) > 1 else equals[0])
-        kept = _best(cost, row)
-        cells = np.array((ttft, step, cost, cached)).take(kept, axis=1)
-        replica = board.replicas[row]
+        rows, costs = _best(cost, row, least)
+        forecasts = Forecasts(
+            [board.replicas[one] for one in rows],
+            board.cells(rows),
+            costs,
+            None if cached is None else cached.take(rows),
+            request.prompt_tokens,
+            answer,
+        )
         return Choice(
-            replica,
+            board.replicas[row],
             "least predicted cost" if len(equals) == 1 else "least predicted cost, drawn among equals",
-            Forecast(replica, float(ttft[row]), float(step[row]), least, int(cached[row])),
-            Forecasts([board.replicas[one] for one in kept], cells),
+            forecasts.chosen(),
+            forecasts,
             runs,
         )
 
@@ -124,48 +127,58 @@ class Predicted(Policy):
     def answered(self, request: Request, tokens: int) -> None:
         self.lengths.learn(request.model, request.tenant, tokens)
 
-    def _cached_tokens(self, board: Board, runs: list[Run], prompt_tokens: int) -> Column:
-        cached = np.zeros(len(board))
-        for blocks, holders in runs:
-            for number in holders.members:
-                replica = self._numbered.get(number)
-                row = None if replica is None else board.row(replica)
-                if row is not None and replica is not None:
-                    # the last token is computed in any case: it is what the first one of the answer needs
-                    cached[row] = min(blocks * replica.block_size, prompt_tokens - 1)
-        return cached
-
-    def _predict(
-        self, board: Board, request: Request, cached: Column, answer: float
-    ) -> tuple[Column, Column, Column]:
-        """Seconds to the first token, of a step, and in all, on each replica."""
-        column = board.column
-        prefill = column(columns.PREFILL_TOKEN_S)
-        uncached = request.prompt_tokens - cached
-        step = column(columns.STEP_S) + column(columns.CONTEXT_TOKEN_S) * request.prompt_tokens
-        ttft = column(columns.QUEUED_S) + prefill * uncached + step * (1 + column(columns.AHEAD) * answer)
-        lost = np.maximum(uncached + answer - column(columns.FREE), 0.0)
-        cost = ttft + step * answer + prefill * lost + column(columns.FULL)
+    def _cost(self, board: Board, request: Request, cached: Column | None, answer: float) -> Column:
+        """In seconds, on each replica."""
+        prompt = request.prompt_tokens
+        cost: Column = np.array((1.0, prompt, answer, prompt * answer)) @ board.linear()
+        prefill = board.column(columns.PREFILL_TOKEN_S)
+        if cached is not None:
+            cost -= prefill * cached
+        lost = prompt + answer - board.column(columns.FREE)
+        if lost[lost.argmax()] > 0.0:
+            if cached is not None:
+                lost -= cached
+            cost += prefill * np.maximum(lost, 0.0)
         zone = self._zones.number(request.zone)
         if zone != UNKNOWN_ZONE:
-            cost += self._settings.zone_penalty_s * (column(columns.ZONE) != zone)
-        return ttft, step, cost
-
-    def _rule_out(self, board: Board, request: Request, cost: Column) -> None:
-        if request.choosy:
-            for row, replica in enumerate(board.replicas):
-                if not request.suits(replica):
-                    cost[row] = math.inf
-        if request.preferred is not None:
-            alike = np.array([replica.fingerprint == request.preferred for replica in board.replicas])
-            if (alike & (cost < math.inf)).any():
-                cost[~alike] = math.inf
+            cost += board.abroad(zone) * self._settings.zone_penalty_s
+        return cost
 
 
-def _best(cost: Column, chosen: int) -> list[int]:
-    """The rows of the lowest costs, the chosen one first."""
-    if len(cost) <= FORECASTS_KEPT:
-        rows = range(len(cost))
-    else:
-        rows = np.argpartition(cost, FORECASTS_KEPT)[:FORECASTS_KEPT].tolist()
-    return [chosen, *(row for row in rows if row != chosen)]
+def _cached_tokens(board: Board, runs: Sequence[Run], prompt_tokens: int) -> Column | None:
+    """How much of the prompt each replica has cached; None: nobody has any."""
+    if not runs:
+        return None
+    size = board.column(columns.BLOCK)
+    # one more, which is where index NOWHERE leads
+    cached = np.zeros(len(size) + 1)
+    for blocks, holders in runs:
+        rows = board.rows.take(holders.array, mode="clip")
+        # the last token is computed in any case: it is what the first one of the answer needs
+        cached[rows] = np.minimum(size.take(rows, mode="wrap") * blocks, prompt_tokens - 1)
+    return cached[:-1]
+
+
+def _rule_out(board: Board, request: Request, cost: Column) -> None:
+    if request.choosy:
+        for row, replica in enumerate(board.replicas):
+            if not request.suits(replica):
+                cost[row] = math.inf
+    if request.preferred is not None:
+        alike = np.array([replica.fingerprint == request.preferred for replica in board.replicas])
+        if (alike & (cost < math.inf)).any():
+            cost[~alike] = math.inf
+
+
+def _best(cost: Column, chosen: int, least: float) -> tuple[list[int], list[float]]:
+    """The rows of the lowest costs and these, the chosen one first; uses up `cost`."""
+    rows, costs = [chosen], [least]
+    cost[chosen] = math.inf
+    for _ in range(min(FORECASTS_KEPT, len(cost)) - 1):
+        row = int(cost.argmin())
+        if cost[row] == math.inf:
+            break
+        rows.append(row)
+        costs.append(float(cost[row]))
+        cost[row] = math.inf
+    return rows, costs

@@ -18,6 +18,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from weakref import WeakSet, WeakValueDictionary
 
+import numpy as np
+from numpy.typing import NDArray
+
 # What an entry takes at worst, just after the dictionary has grown: its slot, and the hash as an object.
 ENTRY_BYTES = 160
 HASH_BYTES = 32
@@ -30,10 +33,22 @@ NOBODY = -1
 class Holders:
     """A set of replicas, by number; equal sets are nearly always one object."""
 
-    __slots__ = ("__weakref__", "members")
+    __slots__ = ("__weakref__", "_array", "members")
 
     def __init__(self, members: tuple[int, ...]) -> None:
         self.members = members
+        self._array: NDArray[np.intp] | None = None
+
+    @property
+    def array(self) -> NDArray[np.intp]:
+        """The members, for vector operations."""
+        if self._array is None:
+            self._array = np.array(self.members, np.intp)
+        return self._array
+
+    def lose(self, member: int) -> None:
+        self.members = tuple(other for other in self.members if other != member)
+        self._array = None
 
 
 class Run(NamedTuple):
@@ -115,7 +130,7 @@ class PrefixIndex:
         everybody = tuple(self._all)
         for holders in everybody:
             if replica in holders.members:
-                holders.members = tuple(member for member in holders.members if member != replica)
+                holders.lose(replica)
         # Sets that have become equal stay apart: that costs a look-up more, and no correctness.
         self._sets = WeakValueDictionary({holders.members: holders for holders in everybody})
 
