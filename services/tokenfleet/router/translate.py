@@ -15,10 +15,8 @@ from tokenfleet.core.scheduling import (
     Step,
     WorkerFacts,
 )
+from tokenfleet.core.scheduling.sampling import STEPS_LEARNED
 from tokenfleet.v1 import common_pb2, router_pb2, worker_pb2
-
-# Of the steps in one sample.
-STEPS_LEARNED = 4
 
 _PHASES = {
     worker_pb2.WORKER_STATE_STARTING: Phase.STARTING,
@@ -92,7 +90,7 @@ def model_loads(sample: worker_pb2.LoadSample) -> list[ModelLoad]:
 
 
 def _latest_steps(load: worker_pb2.LoadSample.ModelLoad) -> list[Step]:
-    """The last few: in a large fleet the time to learn from all of them would be most of the router's."""
+    """The last few."""
     return [
         Step(us / 1e6, batch, prefill_tokens, context_tokens)
         for us, batch, prefill_tokens, context_tokens in zip(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import TYPE_CHECKING
 
 from tokenfleet.router.translate import model_loads, placements, worker_facts
@@ -17,16 +16,7 @@ from tokenfleet.v1 import router_pb2, worker_pb2, worker_pb2_grpc
 if TYPE_CHECKING:
     from tokenfleet.router.dispatcher import Dispatcher
 
-LEAST_INTERVAL_MS = 50
-# Taking a sample costs some 75 µs: with this, a thousand workers cost about 15 % of a core.
-INTERVAL_MS_PER_WORKER = 0.5
-
 log = get_logger(__name__)
-
-
-def sample_interval_ms(workers: int) -> int:
-    """The least time between two samples of one worker in a fleet of that size."""
-    return max(LEAST_INTERVAL_MS, math.ceil(workers * INTERVAL_MS_PER_WORKER))
 
 
 class WorkerWatch:

@@ -7,8 +7,9 @@ import os
 import socket
 from collections.abc import Coroutine
 
+from tokenfleet.core.scheduling.sampling import sample_interval_ms
 from tokenfleet.router.dispatcher import Dispatcher
-from tokenfleet.router.worker_watch import WorkerWatch, sample_interval_ms
+from tokenfleet.router.worker_watch import WorkerWatch
 from tokenfleet.runtime.discovery import Peer
 
 # A watch that was opened in a fleet smaller by so much takes samples too often.

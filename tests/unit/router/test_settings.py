@@ -2,8 +2,8 @@
 
 import pytest
 
+from tokenfleet.core.scheduling.sampling import sample_interval_ms
 from tokenfleet.router.settings import RouterSettings
-from tokenfleet.router.worker_watch import sample_interval_ms
 from tokenfleet.runtime.settings import load_settings
 
 

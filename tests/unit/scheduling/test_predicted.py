@@ -213,3 +213,39 @@ def test_what_was_predicted_for_the_chosen_one_adds_up() -> None:
     assert forecast.step_s == pytest.approx(step_s)
     assert forecast.ttft_s == pytest.approx(price.per_prefill_token_s * (500 + 1024) + step_s)
     assert forecast.cost_s == pytest.approx(forecast.ttft_s + 100 * step_s)
+
+
+def test_a_worker_that_has_not_shown_a_step_is_taken_to_be_like_the_others() -> None:
+    """Otherwise what is believed beforehand, when slower than what is seen, keeps everybody away from it."""
+    world = World("predicted")
+    for name in ("w1", "w2", "w3"):
+        world.up(name, slots=SLOTS)
+    world.sample("w1", running=6, steps=[Step(0.002, 8, 0, 8000)] * 4)
+    chosen = Counter(target(world.place(**prompt(number, 64))) for number in range(12))
+    assert chosen["w2"] >= 5
+    assert chosen["w3"] >= 5
+
+
+def test_sharing_a_prefix_does_not_look_like_a_full_cache() -> None:
+    world = world_of("w1", "w2", kv_blocks=400)
+    # Ten sequences of 1,024 tokens hold 64 blocks together and some of their own.
+    world.sample("w1", running=10, context_tokens=10_400, kv_blocks_used=90)
+    world.sample("w2", running=12, context_tokens=2_000, kv_blocks_used=390)
+    assert target(world.place(**prompt(1))) == "w1"
+
+
+def test_a_cache_that_was_cleared_and_filled_anew_is_found_again() -> None:
+    world = world_of("w1", "w2", features=["cache_events"])
+    chain: list[int] = prompt(1)["block_hashes"]  # type: ignore[assignment]
+    for _ in range(3):
+        world.scheduler.cache_cleared("w2", MODEL)
+        first = world.place(**prompt(1))
+        assert first.forecast is not None
+        assert first.forecast.cached_tokens == 0
+        world.scheduler.release(first.reservation, Outcome.ENDED, world.now)
+        world.scheduler.cache_changed("w2", MODEL, chain, ())
+        placed = world.place(**prompt(1))
+        assert target(placed) == "w2"
+        assert placed.forecast is not None
+        assert placed.forecast.cached_tokens == 1023
+        world.scheduler.release(placed.reservation, Outcome.ENDED, world.now)

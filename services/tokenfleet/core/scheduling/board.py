@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenfleet.core.scheduling.model import Replica
+from tokenfleet.core.scheduling.speed import Price
 
 Column = NDArray[np.float64]
 
@@ -34,6 +35,8 @@ Column = NDArray[np.float64]
 LINEAR = PER_PAIR + 1
 UNKNOWN_ZONE = 0
 NOWHERE = -1
+# Speeds that differ by less are not worth to be told to everybody.
+SIMILAR = 1.1
 _FIRST_ROWS = 16
 
 
@@ -61,6 +64,8 @@ class Board:
         self._known: dict[Replica, tuple[int, int]] = {}  # row, number
         self._cells = np.zeros((COLUMNS, _FIRST_ROWS))
         self._abroad: dict[int, Column] = {}
+        self._typical: Price | None = None
+        self._unseen: set[Replica] = set()  # have not shown a step yet
 
     def __len__(self) -> int:
         return len(self.replicas)
@@ -98,6 +103,8 @@ class Board:
             self.rows[number] = row
         self._abroad.clear()
         replica.observer = self
+        if not replica.speed.steps:
+            self._unseen.add(replica)
         self.changed(replica)
 
     def drop(self, replica: Replica) -> None:
@@ -107,6 +114,7 @@ class Board:
             return
         row, number = known
         replica.observer = None
+        self._unseen.discard(replica)
         self._abroad.clear()
         self.rows[number] = NOWHERE
         last = self.replicas.pop()
@@ -119,6 +127,22 @@ class Board:
 
     def changed(self, replica: Replica) -> None:
         speed = replica.speed.price
+        if self._unseen:
+            if not replica.speed.steps:
+                speed = self._typical or speed
+            else:
+                self._unseen.discard(replica)
+                self._suppose(speed)
+        self._write(replica, speed)
+
+    def _suppose(self, seen: Price) -> None:
+        """Who has shown no step yet is taken to be as fast as who did: or nobody would ever try it."""
+        if self._typical is None or not 1 / SIMILAR < _size(seen) / _size(self._typical) < SIMILAR:
+            self._typical = seen
+            for replica in self._unseen:
+                self._write(replica, seen)
+
+    def _write(self, replica: Replica, speed: Price) -> None:
         load = replica.running + replica.waiting + replica.reserved
         context = replica.context_tokens + replica.reserved_context_tokens
         queued = replica.queued_prefill_tokens + replica.reserved_prefill_tokens
@@ -143,6 +167,12 @@ class Board:
     def _free_tokens(replica: Replica) -> float:
         if not replica.kv_blocks_total:
             return math.inf
-        # Blocks that only cache are given up on demand, so what counts is what running sequences hold.
-        held = replica.context_tokens + replica.reserved_context_tokens + replica.queued_prefill_tokens
-        return replica.kv_blocks_total * replica.block_size - held
+        # Blocks that only cache are given up on demand, so what counts is what running sequences hold. What
+        # they share is held once, which the engine knows, and the lengths of contexts do not show.
+        held = replica.kv_blocks_used * replica.block_size or replica.context_tokens
+        waiting = replica.queued_prefill_tokens if replica.waiting else 0
+        return replica.kv_blocks_total * replica.block_size - held - waiting - replica.reserved_prefill_tokens
+
+
+def _size(price: Price) -> float:
+    return price.step_s(8, 512, 8192)

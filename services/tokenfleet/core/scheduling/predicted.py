@@ -62,9 +62,12 @@ class Predicted(Policy):
             del self._boards[replica.model]
 
     def emptied(self, replica: Replica) -> None:
-        number = self._numbers.pop(replica, None)
-        if number is not None:
-            self.index.forget(number)
+        number = self._numbers.get(replica)
+        if number is None:
+            return
+        self.index.forget(number)
+        if replica.observer is None:  # on the board it is known by its number
+            del self._numbers[replica]
             self._free_numbers.append(number)
 
     def cache_changed(self, replica: Replica, stored: Sequence[int], removed: Sequence[int]) -> None:
