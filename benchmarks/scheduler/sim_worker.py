@@ -85,6 +85,17 @@ class SimWorker:
             f"{self.name}.1", self.name, machine.zone, Phase.READY, frozenset({ENGINE}), (replica,)
         )
 
+    def teach_speed(self) -> None:
+        """Lets the scheduler know how fast this is, as if it had watched for long: all kinds of steps."""
+        slow, timing = self.machine.slowness, self.machine.timing
+        steps = [
+            Step(slow * timing.step_s(batch, batch * context, prefill), batch, prefill, batch * context)
+            for batch in (1, 8, 24, 48)
+            for context in (100, 600, 2000)
+            for prefill in (0, 0, 0, 256, 1024, 2048)
+        ] * 4
+        self._world.scheduler.sample(self.name, (ModelLoad(MODEL, 0, 0, steps=steps),), (), 0.0, 0.0)
+
     # -- sequences ---------------------------------------------------------------------------------
 
     def submit(self, request: Asked, reservation: Reservation) -> None:

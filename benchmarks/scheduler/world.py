@@ -128,6 +128,13 @@ class World:
             action()
         return self.served
 
+    def settle(self, seconds: float) -> None:
+        """Lets time pass in which nothing arrives."""
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+
     def _tick(self) -> None:
         self.scheduler.tick(self.now)
         self.after(TICK_S, self._tick)
