@@ -20,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock bench-gateway bench-tokenizer bench-edges bench-browser bench-security clean
+.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock bench-gateway bench-scheduler bench-tokenizer bench-edges bench-browser bench-security clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -141,6 +141,9 @@ lock: setup ## resolve constraints.txt afresh; UPGRADE=1 takes the latest versio
 
 bench-gateway: setup ## measure what the gateway costs a streamed token
 	$(BIN)/python -m benchmarks.gateway
+
+bench-scheduler: setup ## measure what a routing decision costs, and how well policies choose
+	$(BIN)/python -m benchmarks.scheduler
 
 bench-tokenizer: setup ## measure what a prompt costs the tokenizer, and a conversation's turns
 	$(BIN)/python -m benchmarks.tokenizer

@@ -15,8 +15,8 @@ POLICIES = ("predicted", "least_loaded", "power_of_two", "round_robin", "random"
 TTFT_OBJECTIVE_S, ITL_OBJECTIVE_S = 1.0, 0.1
 
 
-def fleet(workers: int = 8, **more: bool) -> list[Machine]:
-    return [Machine(f"w{number}", **more) for number in range(workers)]
+def fleet(workers: int = 8, tells_cache: bool = False) -> list[Machine]:
+    return [Machine(f"w{number}", tells_cache=tells_cache) for number in range(workers)]
 
 
 def worst_over_mean(served: Sequence[Served], workers: int) -> tuple[float, float]:

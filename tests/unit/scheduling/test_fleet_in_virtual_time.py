@@ -99,14 +99,19 @@ def load_left(world: World) -> list[tuple[int, int, int]]:
     seed=st.integers(0, 10_000),
     policy=st.sampled_from(POLICIES),
     rate=st.floats(1.0, 120.0),
-    slots=st.integers(1, 16),
-    killed=st.integers(0, 2),
+    slots_and_killed=st.tuples(st.integers(1, 16), st.integers(0, 2)),
     tells_cache=st.booleans(),
     index_bytes=st.sampled_from([320, 32_000, 2**28]),
 )
 def test_whatever_happens_nothing_leaks_and_nobody_is_forgotten(
-    seed: int, policy: str, rate: float, slots: int, killed: int, tells_cache: bool, index_bytes: int
+    seed: int,
+    policy: str,
+    rate: float,
+    slots_and_killed: tuple[int, int],
+    tells_cache: bool,
+    index_bytes: int,
 ) -> None:
+    slots, killed = slots_and_killed
     machines = [
         Machine(f"w{number}", max_sequences=slots, kv_blocks=2048, tells_cache=tells_cache)
         for number in range(3)
