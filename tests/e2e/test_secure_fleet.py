@@ -167,6 +167,11 @@ async def test_a_worker_of_another_authority_gets_no_work_and_the_log_says_why(t
             assert [task.result() for task in tasks] == [TOKENS] * 8
 
 
+def _refused(broken: list[dict[str, Any]]) -> bool:
+    """Whether one of these says so; before it the worker may not have listened yet."""
+    return any("certificate is refused here" in record["error"] for record in broken)
+
+
 def _of_target(fleet: LocalFleet, name: str, target: str) -> list[dict[str, Any]]:
     broken = logged(fleet, name, "worker watch broken")
     return [record for record in broken if record["target"] == target]

@@ -16,6 +16,9 @@ from tokenfleet.v1 import router_pb2, worker_pb2, worker_pb2_grpc
 if TYPE_CHECKING:
     from tokenfleet.router.dispatcher import Dispatcher
 
+# Different failures of one worker that are logged until it is connected again.
+MOST_TOLD = 8
+
 log = get_logger(__name__)
 
 
@@ -33,7 +36,7 @@ class WorkerWatch:
         self._info = worker_pb2.WorkerInfo()
         self._load = worker_pb2.LoadSample()
         self._last_error = "not connected yet"
-        self._told_of_failure = False
+        self._told: set[str] = set()  # failures since it was last connected, each logged once
         self._cache_sequence = 0
         self._snapshots: dict[str, list[int]] = {}  # what has come of them, by model
         self._follower = StreamFollower(
@@ -128,7 +131,8 @@ class WorkerWatch:
     def _introduced(self, info: worker_pb2.WorkerInfo, now: float) -> None:
         if info.worker_id != self._info.worker_id or self._last_error:
             log.info("worker connected", worker=info.worker_id, name=info.name, target=self.target)
-        self._last_error, self._told_of_failure = "", False
+        self._last_error = ""
+        self._told.clear()
         self._info = info
         info.zone = info.zone or self._peer.zone
         if self._peer.terminating:
@@ -143,8 +147,8 @@ class WorkerWatch:
         self._load = worker_pb2.LoadSample()
         self._cache_sequence = 0
         self._snapshots.clear()
-        if not self._told_of_failure:
-            self._told_of_failure = True
+        if error.message not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(error.message)
             log.warning(
                 "worker watch broken", worker=self._info.name, target=self.target, error=error.message
             )
