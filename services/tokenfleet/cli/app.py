@@ -23,6 +23,7 @@ and then, from another terminal
   tokenfleet chat "Why?"     one question, one answer
   tokenfleet models          what can be asked, and where it is loaded
   tokenfleet status          what runs where, and how it is
+  tokenfleet explain ID      why a request went where it went
 
 chat and models take the address of a fleet elsewhere with --url. What up
 prints can be called with curl, the OpenAI SDK, or tokenfleet.client.
@@ -57,6 +58,21 @@ every running request.
   tokenfleet status                          the fleet on this machine
   tokenfleet status --json | jq .workers     for programs
   tokenfleet status --router 10.0.0.7:8083   a fleet elsewhere
+"""
+
+_EXPLAIN_HELP = """
+Show why a request went where it went, and how right the router was.
+
+For each attempt: the workers that the router considered, what it predicted
+for the request on each (TTFT: time to first token; step: time of a token;
+cost: seconds in all), which it chose and why; then what really happened.
+The id is the "id" of the answer, or the X-Request-Id that the client sent.
+
+[bold]Examples[/bold]
+  tokenfleet explain chatcmpl-0a1b2c3d                  the fleet on this machine
+  tokenfleet explain my-id --json | jq .attempts        for programs
+  tokenfleet explain my-id --tenant acme                a request of another tenant
+  tokenfleet explain my-id --router 10.0.0.7:8083       a fleet elsewhere
 """
 
 _CHAT_HELP = """
@@ -268,6 +284,22 @@ def status(
     from tokenfleet.cli.status import show_status
 
     show_status(port=port, router=router, loader=loader, as_json=as_json)
+
+
+@app.command(help=_EXPLAIN_HELP)
+def explain(
+    request_id: Annotated[str, typer.Argument(help="Id of the request.", show_default=False)],
+    *,
+    tenant: Annotated[str, typer.Option(help="Whose request it was.")] = "default",
+    port: Port = None,
+    router: Annotated[
+        str, typer.Option(help="host:port of the routers' gRPC, comma separated, for a fleet elsewhere.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    from tokenfleet.cli.explain import show_explanation
+
+    show_explanation(request_id, tenant=tenant, port=port, router=router, as_json=as_json)
 
 
 app.add_typer(keys.app)
