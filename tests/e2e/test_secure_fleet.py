@@ -158,9 +158,8 @@ async def test_a_worker_of_another_authority_gets_no_work_and_the_log_says_why(t
     async with LocalFleet(secured.spec) as fleet:
         await secured.until_served(fleet)
         async with asyncio.timeout(30):
-            while not (broken := _of_target(fleet, "router", fleet.addresses["worker-1"])):
+            while not _refused(_of_target(fleet, "router", fleet.addresses["worker-1"])):
                 await asyncio.sleep(0.05)
-        assert "certificate is refused here" in broken[0]["error"]
         async with secured.client(fleet) as http:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(secured.answered(http, secured.key)) for _ in range(8)]
