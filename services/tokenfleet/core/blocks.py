@@ -17,18 +17,23 @@ from xxhash import xxh3_64_intdigest
 _BYTES_PER_ID = 4
 
 
-def block_hashes(
-    token_ids: Sequence[int], block_size: int, salt: str = "", known: Sequence[int] = ()
-) -> list[int]:
-    """64-bit hashes of the full blocks, in order; what is left over at the end has none.
+def block_hashes(token_ids: Sequence[int], block_size: int, salt: str = "") -> list[int]:
+    """64-bit hashes of the full blocks, in order; what is left over at the end has none."""
+    return packed_hashes(token_ids, block_size, salt).tolist()
 
-    `known` are the hashes of the first blocks, where the caller has them; they are part of the answer.
+
+def packed_hashes(
+    token_ids: Sequence[int], block_size: int, salt: str = "", known: array[int] | None = None
+) -> array[int]:
+    """The hashes as unsigned 64-bit numbers.
+
+    `known` are those of the first blocks, where the caller has them; they are part of the answer.
     """
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1 token, got {block_size}")
     packed = _little_endian(token_ids)
     width = block_size * _BYTES_PER_ID
-    hashes = list(known)
+    hashes = known[:] if known else array("Q")
     root = xxh3_64_intdigest(salt.encode()) if salt else 0
     parent = hashes[-1] if hashes else root
     for end in range(width * (len(hashes) + 1), len(packed) + 1, width):

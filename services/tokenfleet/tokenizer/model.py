@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from tokenfleet.core.blocks import block_hashes
+from tokenfleet.core.blocks import packed_hashes
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.models import TokenizerBundle
 from tokenfleet.tokenizer.borders import Borders, find_borders
 from tokenfleet.tokenizer.conversation import invalid, json_object, json_objects, messages_of
 from tokenfleet.tokenizer.encoders import Encoder, open_encoder
 from tokenfleet.tokenizer.least_tokens import TokenLength, token_length
-from tokenfleet.tokenizer.prefix_cache import NOTHING
 from tokenfleet.tokenizer.prompt_encoder import Encoded, PromptEncoder
 from tokenfleet.tokenizer.template import ChatTemplate
+from tokenfleet.tokenizer.wire import write_arrays
 from tokenfleet.v1 import common_pb2, tokenizer_pb2
 
 
@@ -36,9 +36,9 @@ class LoadedModel:
         """Fills the result. Raises FleetError, with nothing but the job's id in the result."""
         encoded = self._encoded(job)
         count = result.token_count = len(encoded.ids)
-        result.cached_tokens = len(encoded.prefix.ids)
+        result.cached_tokens = encoded.known
         if not (job.count_only or 0 < job.max_tokens < count):
-            encoded.write_to(result)
+            write_arrays(result, encoded.ids, encoded.hashes)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Raises FleetError when an id is not in the vocabulary."""
@@ -67,7 +67,7 @@ class LoadedModel:
             case "tokens":
                 ids = array("I", job.tokens.token_ids)
                 self._check(ids)
-                return Encoded(ids, block_hashes(ids, self.spec.block_size, job.cache_salt), NOTHING)
+                return Encoded(ids, packed_hashes(ids, self.spec.block_size, job.cache_salt))
             case _:
                 raise invalid("input", "the job has neither text, chat nor tokens")
 

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenfleet.tokenizer.borders import Borders, Cut
-from tokenfleet.v1 import tokenizer_pb2
 
 # What a node takes beside its contents: the object, its arrays' heads, its places in two dictionaries.
 NODE_BYTES = 700
@@ -39,10 +38,6 @@ class _Node:
     start: int = 0  # tokens before it
     ids: array[int] = field(default_factory=lambda: array("I"))
     hashes: array[int] = field(default_factory=lambda: array("Q"))  # of the blocks that end in it
-    # Ids and hashes as they travel, made when they are first asked for again, and of how many they are.
-    packed: bytes = b""
-    packed_ids: int = 0
-    packed_hashes: int = 0
     children: dict[str, _Node] = field(default_factory=dict)
     size: int = 0  # bytes, as counted
 
@@ -54,19 +49,8 @@ class _Node:
         """Counts it anew and answers by how much it grew."""
         before = self.size
         texts = sys.getsizeof(self.text) + sys.getsizeof(self.key)
-        self.size = NODE_BYTES + texts + 4 * len(self.ids) + 8 * len(self.hashes) + len(self.packed)
+        self.size = NODE_BYTES + texts + 4 * len(self.ids) + 8 * len(self.hashes)
         return self.size - before
-
-    def pack(self) -> bytes:
-        """Ids and hashes as a part of a serialized EncodeResult; such parts may be strung together."""
-        if self.packed_ids < len(self.ids):
-            rest = tokenizer_pb2.EncodeResult(
-                token_ids=self.ids[self.packed_ids :].tolist(),
-                block_hashes=self.hashes[self.packed_hashes :].tolist(),
-            )
-            self.packed += rest.SerializeToString()
-            self.packed_ids, self.packed_hashes = len(self.ids), len(self.hashes)
-        return self.packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +60,10 @@ class Prefix:
     characters: int
     border: str
     ids: array[int]
-    hashes: list[int]
-    packed: list[bytes]
+    hashes: array[int]
     # Where it ends in the tree, for as long as that is of this version.
     node: _Node | None = None
     version: int = -1
-
-
-NOTHING = Prefix(0, "", array("I"), [], [])
 
 
 class PrefixCache:
@@ -104,19 +84,17 @@ class PrefixCache:
         with self._lock:
             path, characters = self._descend(text, salt)
             if not path:
-                return Prefix(0, "", array("I"), [], [], None, self._version)
-            ids, hashes, packed = array("I"), array("Q"), []
+                return Prefix(0, "", array("I"), array("Q"), None, self._version)
+            ids, hashes = array("I"), array("Q")
             for node in path:
                 ids += node.ids
                 hashes += node.hashes
-                packed.append(node.pack())
-                self.bytes += node.measure()
-            self._evict()
+            self._evict()  # a split may have taken memory
             last, version = path[-1], self._version
-        return Prefix(characters, last.border, ids, hashes.tolist(), packed, last, version)
+        return Prefix(characters, last.border, ids, hashes, last, version)
 
     def add(
-        self, prefix: Prefix, text: str, cut: Cut, ids: array[int], hashes: Sequence[int], salt: str
+        self, prefix: Prefix, text: str, cut: Cut, ids: array[int], hashes: array[int], salt: str
     ) -> None:
         """Keeps the ids of the text up to the cut, of which the prefix was known.
 
@@ -135,10 +113,10 @@ class PrefixCache:
                 self._extend(last, text[known : cut.position], cut.border, ids, hashes)
             self._evict()
 
-    def _extend(self, last: _Node, text: str, border: str, ids: array[int], hashes: Sequence[int]) -> None:
+    def _extend(self, last: _Node, text: str, border: str, ids: array[int], hashes: array[int]) -> None:
         """Hangs the text, of which `ids` are the last, on the node, or adds it to a node that was a leaf."""
         start, size = last.end, self._block_size
-        fresh = array("Q", hashes[start // size : len(ids) // size])
+        fresh = hashes[start // size : len(ids) // size]
         if last.children or last.parent is None:
             key = text[: self.borders.first(text, 0)]
             if not key or key in last.children:
@@ -199,7 +177,6 @@ class PrefixCache:
         node.parent, node.key = upper, node.text[cut.position : lower_end]
         node.text, node.start = node.text[cut.position :], node.start + tokens
         node.ids, node.hashes = node.ids[tokens:], node.hashes[blocks:]
-        node.packed, node.packed_ids, node.packed_hashes = b"", 0, 0
         upper.children[node.key] = node
         self._by_use[upper] = None
         self._version += 1

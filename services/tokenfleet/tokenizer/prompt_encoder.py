@@ -11,11 +11,10 @@ from array import array
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tokenfleet.core.blocks import block_hashes
+from tokenfleet.core.blocks import packed_hashes
 from tokenfleet.tokenizer.borders import Borders, ids_behind
 from tokenfleet.tokenizer.encoders import Encoder
-from tokenfleet.tokenizer.prefix_cache import NOTHING, Prefix, PrefixCache
-from tokenfleet.v1 import tokenizer_pb2
+from tokenfleet.tokenizer.prefix_cache import PrefixCache
 
 SHORT_ENDING = 64
 REMEMBERED_ENDINGS = 256
@@ -24,15 +23,8 @@ REMEMBERED_ENDINGS = 256
 @dataclass(frozen=True, slots=True)
 class Encoded:
     ids: array[int]
-    hashes: list[int]
-    prefix: Prefix  # what of it was known
-
-    def write_to(self, result: tokenizer_pb2.EncodeResult) -> None:
-        """What was sent before needs no packing again."""
-        for part in self.prefix.packed:
-            result.MergeFromString(part)
-        result.token_ids.extend(self.ids[len(self.prefix.ids) :].tolist())
-        result.block_hashes.extend(self.hashes[len(self.prefix.hashes) :])
+    hashes: array[int]
+    known: int = 0  # how many of the ids needed no encoding
 
 
 class PromptEncoder:
@@ -69,14 +61,14 @@ class PromptEncoder:
         if ending is None:
             return self._afresh(text, salt, False)
         whole = ids + ending
-        hashes = block_hashes(whole, self._block_size, salt, prefix.hashes)
+        hashes = packed_hashes(whole, self._block_size, salt, prefix.hashes)
         if cut is not None:
             self._cache.add(prefix, text, cut, ids, hashes, salt)
-        return Encoded(whole, hashes, prefix)
+        return Encoded(whole, hashes, len(prefix.ids))
 
     def _afresh(self, text: str, salt: str, add_special_tokens: bool) -> Encoded:
         ids = self._encoder.encode(text, add_special_tokens)
-        return Encoded(ids, block_hashes(ids, self._block_size, salt), NOTHING)
+        return Encoded(ids, packed_hashes(ids, self._block_size, salt))
 
     def _behind(self, border: str, text: str) -> array[int] | None:
         return ids_behind(self._encoder, self._borders, border, text)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tokenfleet.v1 import common_pb2 as tokenfleet_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtokenfleet/v1/tokenizer.proto\x12\rtokenfleet.v1\x1a\x1atokenfleet/v1/common.proto\"7\n\rEncodeRequest\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x18.tokenfleet.v1.EncodeJob\"\xa2\x02\n\tEncodeJob\x12\x0e\n\x06job_id\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x18.tokenfleet.v1.ChatInputH\x00\x12+\n\x06tokens\x18\x05 \x01(\x0b\x32\x19.tokenfleet.v1.TokenInputH\x00\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x06 \x01(\x08\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12.\n\x07\x63ontext\x18\x08 \x01(\x0b\x32\x1d.tokenfleet.v1.RequestContext\x12\x12\n\ncount_only\x18\t \x01(\x08\x12\x12\n\nmax_tokens\x18\n \x01(\rB\x07\n\x05input\"\xaa\x01\n\tChatInput\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.tokenfleet.v1.ChatMessage\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08\x12\x1e\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08\x12\x1c\n\x14template_kwargs_json\x18\x04 \x01(\t\x12\x12\n\ntools_json\x18\x05 \x01(\t\"L\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08raw_json\x18\x04 \x01(\t\"\x1f\n\nTokenInput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\">\n\x0e\x45ncodeResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.tokenfleet.v1.EncodeResult\"\x9c\x01\n\x0c\x45ncodeResult\x12\x0e\n\x06job_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x06\x12\'\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x16.tokenfleet.v1.Failure\x12\x13\n\x0btoken_count\x18\x05 \x01(\r\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\"N\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1b\n\x13skip_special_tokens\x18\x03 \x01(\x08\"\x1e\n\x0e\x44\x65\x63odeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"%\n\x14\x44\x65scribeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xcd\x01\n\x15\x44\x65scribeModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x14\n\x0c\x62os_token_id\x18\x06 \x01(\r\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\x12\x18\n\x10tokenizer_digest\x18\x08 \x01(\t2\xf9\x01\n\tTokenizer\x12I\n\x06\x45ncode\x12\x1c.tokenfleet.v1.EncodeRequest\x1a\x1d.tokenfleet.v1.EncodeResponse(\x01\x30\x01\x12\x45\n\x06\x44\x65\x63ode\x12\x1c.tokenfleet.v1.DecodeRequest\x1a\x1d.tokenfleet.v1.DecodeResponse\x12Z\n\rDescribeModel\x12#.tokenfleet.v1.DescribeModelRequest\x1a$.tokenfleet.v1.DescribeModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtokenfleet/v1/tokenizer.proto\x12\rtokenfleet.v1\x1a\x1atokenfleet/v1/common.proto\"7\n\rEncodeRequest\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x18.tokenfleet.v1.EncodeJob\"\xa2\x02\n\tEncodeJob\x12\x0e\n\x06job_id\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x18.tokenfleet.v1.ChatInputH\x00\x12+\n\x06tokens\x18\x05 \x01(\x0b\x32\x19.tokenfleet.v1.TokenInputH\x00\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x06 \x01(\x08\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12.\n\x07\x63ontext\x18\x08 \x01(\x0b\x32\x1d.tokenfleet.v1.RequestContext\x12\x12\n\ncount_only\x18\t \x01(\x08\x12\x12\n\nmax_tokens\x18\n \x01(\rB\x07\n\x05input\"\xaa\x01\n\tChatInput\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.tokenfleet.v1.ChatMessage\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08\x12\x1e\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08\x12\x1c\n\x14template_kwargs_json\x18\x04 \x01(\t\x12\x12\n\ntools_json\x18\x05 \x01(\t\"L\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08raw_json\x18\x04 \x01(\t\"\x1f\n\nTokenInput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\">\n\x0e\x45ncodeResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.tokenfleet.v1.EncodeResult\"\xa2\x01\n\x0c\x45ncodeResult\x12\x0e\n\x06job_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x07 \x03(\x07\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x06\x12\'\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x16.tokenfleet.v1.Failure\x12\x13\n\x0btoken_count\x18\x05 \x01(\r\x12\x15\n\rcached_tokens\x18\x06 \x01(\rJ\x04\x08\x02\x10\x03\"N\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1b\n\x13skip_special_tokens\x18\x03 \x01(\x08\"\x1e\n\x0e\x44\x65\x63odeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"%\n\x14\x44\x65scribeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xcd\x01\n\x15\x44\x65scribeModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x02 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x14\n\x0c\x62os_token_id\x18\x06 \x01(\r\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\x12\x18\n\x10tokenizer_digest\x18\x08 \x01(\t2\xf9\x01\n\tTokenizer\x12I\n\x06\x45ncode\x12\x1c.tokenfleet.v1.EncodeRequest\x1a\x1d.tokenfleet.v1.EncodeResponse(\x01\x30\x01\x12\x45\n\x06\x44\x65\x63ode\x12\x1c.tokenfleet.v1.DecodeRequest\x1a\x1d.tokenfleet.v1.DecodeResponse\x12Z\n\rDescribeModel\x12#.tokenfleet.v1.DescribeModelRequest\x1a$.tokenfleet.v1.DescribeModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,15 +45,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODERESPONSE']._serialized_start=710
   _globals['_ENCODERESPONSE']._serialized_end=772
   _globals['_ENCODERESULT']._serialized_start=775
-  _globals['_ENCODERESULT']._serialized_end=931
-  _globals['_DECODEREQUEST']._serialized_start=933
-  _globals['_DECODEREQUEST']._serialized_end=1011
-  _globals['_DECODERESPONSE']._serialized_start=1013
-  _globals['_DECODERESPONSE']._serialized_end=1043
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=1045
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=1082
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=1085
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=1290
-  _globals['_TOKENIZER']._serialized_start=1293
-  _globals['_TOKENIZER']._serialized_end=1542
+  _globals['_ENCODERESULT']._serialized_end=937
+  _globals['_DECODEREQUEST']._serialized_start=939
+  _globals['_DECODEREQUEST']._serialized_end=1017
+  _globals['_DECODERESPONSE']._serialized_start=1019
+  _globals['_DECODERESPONSE']._serialized_end=1049
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=1051
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=1088
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=1091
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=1296
+  _globals['_TOKENIZER']._serialized_start=1299
+  _globals['_TOKENIZER']._serialized_end=1548
 # @@protoc_insertion_point(module_scope)

@@ -216,7 +216,9 @@ class EncodeResult(_message.Message):
     cached_tokens: _builtins.int
     """taken from the prefix token cache"""
     @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """fixed width: arrays are copied as they are, however long"""
+
     @_builtins.property
     def block_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """of full blocks, chained"""

@@ -118,7 +118,7 @@ class Submit(_message.Message):
     def context(self) -> _common_pb2.RequestContext: ...
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Prompt, followed on a resume by the ids that were already generated."""
+        """fixed width, as the tokenizer's"""
 
     @_builtins.property
     def sampling(self) -> _common_pb2.SamplingParams: ...
