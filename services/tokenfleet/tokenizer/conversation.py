@@ -22,7 +22,7 @@ def messages_of(chat: tokenizer_pb2.ChatInput) -> list[Message]:
     """Raises FleetError (INVALID_ARGUMENT) that names the message and what is wrong with it."""
     if not chat.messages:
         raise invalid("messages", "a conversation needs at least one message")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(chat.messages)]
+    return [_checked(message, index) for index, message in enumerate(chat.messages)]
 
 
 def json_object(text: str, field: str) -> dict[str, Any]:
@@ -48,18 +48,26 @@ def _parsed(text: str, field: str) -> Any:
         raise invalid(field, f"no valid JSON: {error}") from error
 
 
-def _message(message: tokenizer_pb2.ChatMessage, field: str) -> Message:
-    if message.raw_json:
-        built = json_object(message.raw_json, field)
-        built["content"] = _text(built.get("content"), f"{field}.content")
-        if "tool_calls" in built:
-            built["tool_calls"] = _tool_calls(built["tool_calls"], f"{field}.tool_calls")
+def _checked(message: tokenizer_pb2.ChatMessage, index: int) -> Message:
+    # for every message of every turn: a plain one must cost no more than the reading of its fields
+    if raw := message.raw_json:
+        built = _from_json(raw, f"messages[{index}]")
     else:
         built = {"role": message.role, "content": message.content}
-        if message.name:
-            built["name"] = message.name
+        if name := message.name:
+            built["name"] = name
     if built.get("role") not in ROLES:
-        raise invalid(f"{field}.role", f"{built.get('role')!r} is no role; there are {', '.join(ROLES)}")
+        raise invalid(
+            f"messages[{index}].role", f"{built.get('role')!r} is no role; there are {', '.join(ROLES)}"
+        )
+    return built
+
+
+def _from_json(raw: str, field: str) -> Message:
+    built = json_object(raw, field)
+    built["content"] = _text(built.get("content"), f"{field}.content")
+    if "tool_calls" in built:
+        built["tool_calls"] = _tool_calls(built["tool_calls"], f"{field}.tool_calls")
     return built
 
 

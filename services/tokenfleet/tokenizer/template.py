@@ -82,7 +82,7 @@ class ChatTemplate:
             raise invalid("continue_final_message", "it excludes add_generation_prompt")
         if variables and (taken := _OURS.intersection(variables)):
             raise invalid("chat_template_kwargs", f"{', '.join(sorted(taken))} cannot be set")
-        if not self._knows_developer:
+        if not self._knows_developer and "developer" in [message["role"] for message in messages]:
             messages = [_as_system(message) for message in messages]
         if self._system_prompt and not any(message["role"] in _SYSTEM_ROLES for message in messages):
             messages = [{"role": "system", "content": self._system_prompt}, *messages]
