@@ -1,7 +1,7 @@
 """Fleets with simulated engines of known speed."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,31 @@ from tokenfleet.cli.local_fleet import FleetSpec, LocalFleet
 
 @asynccontextmanager
 async def sim_fleet(
-    path: Path, *, workers: int = 3, itl_ms: int = 25, tokenizers: int = 1, **spec: Any
+    path: Path,
+    *,
+    workers: int = 3,
+    itl_ms: int = 25,
+    tokenizers: int = 1,
+    models: Sequence[str] = ("sim",),
+    max_sequences: int = 256,
+    **spec: Any,
 ) -> AsyncIterator[LocalFleet]:
-    """A fleet whose warm model `sim` answers exactly every `itl_ms`, and never ends by itself."""
-    engine = simulated(profile="fixed", ttft_ms=5, itl_ms=itl_ms, max_sequences=256, mean_output_tokens=0)
+    """A fleet whose warm `models` answer exactly every `itl_ms`, and never end by themselves."""
+    arguments: dict[str, Any] = {"ttft_ms": 5, "itl_ms": itl_ms, "mean_output_tokens": 0}
+    entries = [simulated(name, profile="fixed", max_sequences=max_sequences, **arguments) for name in models]
     described = FleetSpec(
         state_dir=path / "state",
         workers=workers,
         tokenizers=tokenizers,
         zones=("zone-a", "zone-b", "zone-c"),
         engines=("sim",),
-        catalog=write_catalog(path / "catalog.yaml", engine),
+        catalog=write_catalog(path / "catalog.yaml", *entries),
         grace_s=3,
         **spec,
     )
     async with LocalFleet(described) as fleet:
-        await until_served(fleet, "sim")
+        for name in models:
+            await until_served(fleet, name)
         yield fleet
 
 

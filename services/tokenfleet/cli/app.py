@@ -159,6 +159,7 @@ def up(
     ] = "127.0.0.1",
     workers: Annotated[int, typer.Option("--workers", "-w", help="Number of workers.", min=1)] = 2,
     tokenizers: Annotated[int, typer.Option(help="Number of tokenizers.", min=1)] = 2,
+    routers: Annotated[int, typer.Option(help="Number of routers, which share the models.", min=1)] = 1,
     zones: Annotated[
         str, typer.Option(help="Zones, comma separated: workers are put into them in turn.")
     ] = "zone-a,zone-b",
@@ -201,6 +202,7 @@ def up(
                 grpc_port=grpc_port,
                 workers=workers,
                 tokenizers=tokenizers,
+                routers=routers,
                 zones=tuple(zone.strip() for zone in zones.split(",") if zone.strip()),
                 engines=tuple(engine or ("llamacpp", "sim")),
                 catalog=catalog.resolve() if catalog else None,

@@ -87,7 +87,7 @@ def show_status(*, port: int | None, router: str, loader: str, as_json: bool) ->
 
 async def _ask(record: Mapping[str, Any], router: str, loader: str) -> Status:
     processes = {each["name"]: each for each in record.get("processes", ())}
-    router = router or processes["router"]["address"]
+    router = router or next(each["address"] for each in processes.values() if each["role"] == "router")
     loader = loader or processes.get("model-loader", {}).get("address", "")
     state = Status(
         http=_url(record["http"]) if record else "",

@@ -44,6 +44,7 @@ class UpOptions:
     grpc_port: int | None
     workers: int
     tokenizers: int
+    routers: int
     zones: tuple[str, ...]
     engines: tuple[str, ...]
     catalog: Path | None
@@ -69,6 +70,7 @@ class UpOptions:
                 grpc_port=self.grpc_port or self.port + 1,
                 workers=self.workers,
                 tokenizers=self.tokenizers,
+                routers=self.routers,
                 zones=self.zones,
                 engines=self.engines,
                 catalog=self.catalog,

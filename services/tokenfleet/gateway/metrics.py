@@ -41,7 +41,20 @@ class GatewayMetrics(Collector):
             ["cause"],
             registry=registry,
         )
+        self._router_asks: dict[str, int] = {}  # by the router's address
+        self._reasks: dict[str, int] = {}  # by cause
         registry.register(self)
+
+    def asked(self, router: str) -> None:
+        self._router_asks[router] = self._router_asks.get(router, 0) + 1
+
+    def reasked(self, cause: str) -> None:
+        """A router went ("lost"), or another is the model's home now ("moved")."""
+        self._reasks[cause] = self._reasks.get(cause, 0) + 1
+
+    def router_left(self, router: str) -> None:
+        """For good: addresses come and go with pods, and labels must not pile up."""
+        self._router_asks.pop(router, None)
 
     def begun(self) -> None:
         self.running += 1
@@ -62,6 +75,18 @@ class GatewayMetrics(Collector):
         for code, count in tuple(self.requests.items()):
             requests.add_metric([code], count)
         yield requests
+        asks = CounterMetricFamily(
+            "tokenfleet_gateway_router_asks", "Placements asked of each router", labels=["router"]
+        )
+        for router, count in tuple(self._router_asks.items()):
+            asks.add_metric([router], count)
+        yield asks
+        reasks = CounterMetricFamily(
+            "tokenfleet_gateway_router_reasks", "Placements asked of another router", labels=["cause"]
+        )
+        for cause, count in tuple(self._reasks.items()):
+            reasks.add_metric([cause], count)
+        yield reasks
         yield GaugeMetricFamily(
             "tokenfleet_gateway_requests_running", "Requests being answered", self.running
         )

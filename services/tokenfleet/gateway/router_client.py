@@ -1,171 +1,207 @@
-"""Asking the router: one link, many asks a message, and asks that survive their router.
+"""Asking the routers: each model has a home among them, and asks survive the router that they were put to.
 
-A router that dies takes its queue with it, so whatever it had not decided is asked again, of another replica
-or of the same one when it is back. Reservations of a dead router died with its stream; running sequences do
-not notice.
+The home of a model is the live router that rendezvous hashing puts first, so all gateways that see the same
+routers agree on it without a word between them, and one router's queue holds all that waits for the model:
+its bound and its fairness between tenants are exact. A router is live for a gateway while its stream stands
+and discovery does not say that it is about to go. When one dies or leaves, only its models get another home;
+what it had not decided is put to that one, in the order in which it was first asked. When it comes back, its
+models return, and what still waits for them elsewhere is taken back there and asked here.
+
+A stream fences: each time that an ask is put to a router it gets a new `ask_id`, which belongs to that stream
+alone. A placement that arrives for an id that was taken back is released as cancelled where it was made, and
+a release goes to the stream that placed, or nowhere if that has ended: the router released all with it.
+
+Two gateways can disagree about who is live, for as long as one of them has noticed and the other has not, or
+a network lies between one of them and a router. Then a model has two queues: each is bounded and fair in
+itself, together they may hold twice the limit, and turns are fair among the requests of each. Both routers
+see every worker's load, so neither fills what the other has filled for longer than a load sample takes. No
+request is lost or decided twice by it, and the next sight of the truth ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from tokenfleet.gateway.persistent_link import PersistentLink
+import xxhash
+
+from tokenfleet.gateway.metrics import GatewayMetrics
+from tokenfleet.gateway.router_link import PendingAsk, RouterLink
 from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import router_pb2
 
-METHOD = "/tokenfleet.v1.Router/Schedule"
-
-# A message costs more than what a release says is worth: it travels with the next ask where one comes.
-RELEASE_WITHIN_S = 0.005
-
-_RouterLink = PersistentLink[router_pb2.ScheduleRequest, router_pb2.ScheduleResponse]
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    ask: router_pb2.Ask
-    answer: asyncio.Future[router_pb2.Placement]
-    on_waiting: Callable[[router_pb2.Waiting], None]
+LOST, MOVED = "lost", "moved"
 
 
 class RouterClient:
     """Places sequences, and tells what became of them."""
 
-    def __init__(self, gateway_id: str, *, frames: bool) -> None:
+    def __init__(self, gateway_id: str, metrics: GatewayMetrics, *, frames: bool) -> None:
         self._gateway_id = gateway_id
+        self._metrics = metrics
         self._frames = frames
-        self._peers: dict[str, Peer] = {}
-        self._links: dict[str, _RouterLink] = {}
+        self._routers: dict[str, RouterLink] = {}
+        self._homes: dict[str, RouterLink] = {}  # by model, for the present set of live routers
         self._stopping: set[asyncio.Task[None]] = set()
-        self._active: _RouterLink | None = None
-        self._outgoing = router_pb2.ScheduleRequest()
-        self._leaving = False  # at the end of this turn of the loop
-        self._departure: asyncio.TimerHandle | None = None
-        self._pending: dict[int, _Pending] = {}
+        self._homeless: list[PendingAsk] = []  # asked while no router was up
+        self._placed_by: dict[int, RouterLink] = {}
         self._last_id = 0
-        # Asks of an earlier stream are unknown to the present one: their releases are not sent.
-        self._first_id_of_stream = 0
 
     @property
     def ready(self) -> bool:
-        return self._active is not None
+        return any(router.up for router in self._routers.values())
 
     async def stop(self) -> None:
-        await asyncio.gather(*(link.stop() for link in self._links.values()), *self._stopping)
+        await asyncio.gather(*(router.stop() for router in self._routers.values()), *self._stopping)
 
     def peer_came(self, peer: Peer) -> None:
         """There shall be a router at that address."""
-        self._peers[peer.target] = peer
-        link = self._links[peer.target] = self._link_to(peer.target)
-        link.start()
+        router = self._routers[peer.target] = RouterLink(
+            peer,
+            self._gateway_id,
+            on_received=self._received,
+            on_up=lambda router: self._settle(),
+            on_down=self._lost,
+            frames=self._frames,
+        )
+        router.start()
 
     def peer_changed(self, peer: Peer) -> None:
-        """A router that is to go ends its streams itself, and until then it decides."""
-        self._peers[peer.target] = peer
+        """A router that is to go keeps its stream until it ends it, and is asked nothing more."""
+        self._routers[peer.target].peer = peer
+        self._settle()
 
     def peer_left(self, target: str) -> None:
         """Whatever it has not decided is asked of another."""
-        del self._peers[target]
-        link = self._links.pop(target)
-        stopping = asyncio.create_task(link.stop())
+        router = self._routers.pop(target)
+        stopping = asyncio.create_task(router.stop())
         self._stopping.add(stopping)
         stopping.add_done_callback(self._stopping.discard)
-        self._deactivate(link)
+        self._lost(router)
 
     async def place(
         self, ask: router_pb2.Ask, on_waiting: Callable[[router_pb2.Waiting], None]
     ) -> router_pb2.Placement:
-        """A worker for the ask, which gets its `ask_id` here. Raises FleetError when it was shed."""
-        self._last_id += 1
-        ask.ask_id = self._last_id
-        pending = _Pending(ask, asyncio.get_running_loop().create_future(), on_waiting)
-        self._pending[ask.ask_id] = pending
-        self._outgoing.asks.append(ask)
-        self._leave_soon()
+        """A worker for the ask, whose `ask_id` is then the one to release. Raises FleetError when shed."""
+        loop = asyncio.get_running_loop()
+        allowed_ms = ask.context.deadline_ms
+        deadline = loop.time() + allowed_ms / 1000 if allowed_ms else 0.0
+        pending = PendingAsk(ask, loop.create_future(), on_waiting, deadline)
+        self._put(pending)
         try:
             return await pending.answer
         except asyncio.CancelledError:
-            self._outgoing.cancels.append(router_pb2.CancelAsk(ask_id=ask.ask_id))
-            self._leave_soon()
+            self._withdraw(pending)
             raise
-        finally:
-            self._pending.pop(ask.ask_id, None)
 
     def release(self, release: router_pb2.Release) -> None:
-        """Leaves with the next ask, or a few milliseconds later."""
-        if release.ask_id >= self._first_id_of_stream:
-            self._outgoing.releases.append(release)
-            if self._departure is None:
-                self._departure = asyncio.get_running_loop().call_later(RELEASE_WITHIN_S, self._flush)
+        """Goes to the stream that placed, if it still stands."""
+        router = self._placed_by.pop(release.ask_id, None)
+        if router is not None:
+            router.release(release)
 
-    def _link_to(self, target: str) -> _RouterLink:
-        link: _RouterLink = PersistentLink(
-            target,
-            METHOD,
-            router_pb2.ScheduleRequest,
-            router_pb2.ScheduleResponse.FromString,
-            on_received=self._received,
-            on_up=lambda: self._activate(link),
-            on_down=lambda: self._deactivate(link),
-            frames=self._frames,
-        )
-        return link
-
-    def _activate(self, link: _RouterLink) -> None:
-        if self._active is not None:
+    def _put(self, pending: PendingAsk) -> None:
+        """Asks the model's home, under an id that nobody has seen."""
+        ask = pending.ask
+        self._last_id += 1
+        ask.ask_id = self._last_id
+        home = self._home(ask.model)
+        if home is None:
+            pending.router = None
+            self._homeless.append(pending)
             return
-        self._active = link
-        self._first_id_of_stream = min(self._pending, default=self._last_id + 1)
-        asks = [pending.ask for pending in self._pending.values() if not pending.answer.done()]
-        self._outgoing = router_pb2.ScheduleRequest()
-        link.send(router_pb2.ScheduleRequest(gateway_id=self._gateway_id, asks=asks))
+        home.ask(pending)
+        self._metrics.asked(home.target)
 
-    def _deactivate(self, link: _RouterLink) -> None:
-        if self._active is link:
-            self._active = None
-            standbys = [other for other in self._links.values() if other.up]
-            if standbys:
-                self._activate(max(standbys, key=self._preference))
+    def _put_again(self, asks: list[PendingAsk], cause: str) -> None:
+        now = asyncio.get_running_loop().time()
+        for pending in asks:
+            if pending.deadline:
+                pending.ask.context.deadline_ms = max(1, round((pending.deadline - now) * 1000))
+            self._put(pending)
+            self._metrics.reasked(cause)
 
-    def _preference(self, link: _RouterLink) -> tuple[bool, bool]:
-        peer = self._peers[link.target]
-        return not peer.terminating, peer.ready
+    def _withdraw(self, pending: PendingAsk) -> None:
+        """Its request is gone. Its answer may have come in this very turn of the loop."""
+        ask_id, router = pending.ask.ask_id, pending.router
+        if router is None:
+            self._homeless = [other for other in self._homeless if other is not pending]
+        elif ask_id in router.pending or self._placed_by.pop(ask_id, None) is not None:
+            router.cancel(ask_id)
 
-    def _leave_soon(self) -> None:
-        if not self._leaving:
-            self._leaving = True
-            asyncio.get_running_loop().call_soon(self._flush)
+    def _home(self, model: str) -> RouterLink | None:
+        home = self._homes.get(model)
+        if home is None:
+            live = self._live()
+            if not live:
+                return None
+            home = self._homes[model] = max(live, key=lambda router: affinity(router.target, model))
+        return home
 
-    def _flush(self) -> None:
-        self._leaving = False
-        if self._departure is not None:
-            self._departure.cancel()
-            self._departure = None
-        outgoing, self._outgoing = self._outgoing, router_pb2.ScheduleRequest()
-        if self._active is not None and outgoing.ByteSize():
-            self._active.send(outgoing)
+    def _live(self) -> list[RouterLink]:
+        """Those that are up; of them those that are to stay, if there are any."""
+        up = [router for router in self._routers.values() if router.up]
+        best = max((router.standing for router in up), default=None)
+        return [router for router in up if router.standing == best]
 
-    def _received(self, messages: Sequence[router_pb2.ScheduleResponse]) -> None:
-        for message in messages:
-            for decision in message.decisions:
-                pending = self._pending.get(decision.ask_id)
-                if pending is not None and not pending.answer.done():
-                    _decide(pending, decision)
-                elif pending is None and decision.HasField("placement"):
-                    self.release(
+    def _settle(self) -> None:
+        """Who is live has changed: what waits elsewhere than at its model's home moves there."""
+        self._homes.clear()
+        homeless, self._homeless = self._homeless, []
+        moving = [
+            pending
+            for router in self._routers.values()
+            for pending in router.pending.values()
+            if self._home(pending.ask.model) is not router
+        ]
+        for pending in moving:
+            assert pending.router is not None
+            pending.router.cancel(pending.ask.ask_id)
+        moving.sort(key=lambda pending: pending.ask.ask_id)
+        self._put_again(moving, MOVED)
+        self._put_again(homeless, LOST)
+
+    def _lost(self, router: RouterLink) -> None:
+        for ask_id in router.placed:
+            self._placed_by.pop(ask_id, None)
+        undecided = router.forget()
+        self._settle()
+        self._put_again(undecided, LOST)
+        if router.target not in self._routers:
+            self._metrics.router_left(router.target)
+
+    def _received(self, router: RouterLink, message: router_pb2.ScheduleResponse) -> None:
+        for decision in message.decisions:
+            pending = router.pending.get(decision.ask_id)
+            if pending is None:
+                if decision.HasField("placement"):
+                    router.release(
                         router_pb2.Release(
                             ask_id=decision.ask_id, outcome=router_pb2.Release.OUTCOME_CANCELLED
                         )
                     )
+            elif decision.HasField("waiting"):
+                pending.on_waiting(decision.waiting)
+            else:
+                del router.pending[decision.ask_id]
+                self._decide(router, pending, decision)
+
+    def _decide(self, router: RouterLink, pending: PendingAsk, decision: router_pb2.Decision) -> None:
+        if decision.HasField("failure"):
+            if not pending.answer.done():
+                pending.answer.set_exception(FleetError.from_failure(decision.failure))
+            return
+        router.placed.add(decision.ask_id)
+        self._placed_by[decision.ask_id] = router
+        if pending.answer.done():  # cancelled, and its task has not run yet
+            self.release(
+                router_pb2.Release(ask_id=decision.ask_id, outcome=router_pb2.Release.OUTCOME_CANCELLED)
+            )
+        else:
+            pending.answer.set_result(decision.placement)
 
 
-def _decide(pending: _Pending, decision: router_pb2.Decision) -> None:
-    if decision.HasField("placement"):
-        pending.answer.set_result(decision.placement)
-    elif decision.HasField("failure"):
-        pending.answer.set_exception(FleetError.from_failure(decision.failure))
-    else:
-        pending.on_waiting(decision.waiting)
+def affinity(target: str, model: str) -> int:
+    """The model's home is the live router for which this is greatest, on every gateway."""
+    return xxhash.xxh3_64_intdigest(f"{target}\n{model}".encode())

@@ -66,7 +66,7 @@ class GatewayService:
         metrics = GatewayMetrics(registry)
         self._catalog = CatalogWatch(settings.loader)
         self._tokenizers = TokenizerPool(frames=settings.frames)
-        self._router = RouterClient(gateway_id, frames=settings.frames)
+        self._router = RouterClient(gateway_id, metrics, frames=settings.frames)
         self._zone = OwnZone(settings.zone)
         self._discoveries = (
             Discovery(settings.tokenizers, self._tokenizers),

@@ -27,6 +27,8 @@ SERVICE = "tokenfleet.v1.Router"
 FLEET_INTERVAL_MS = 500
 # A unary call in flight is short, and gateways take their asks elsewhere as soon as their stream closes.
 STOP_GRACE_S = 0.5
+# How long a new stream waits for the first catalog, less than a gateway waits for its stream.
+CATALOG_PATIENCE_S = 1.0
 
 log = get_logger(__name__)
 
@@ -75,6 +77,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         request_iterator: AsyncIterator[router_pb2.ScheduleRequest],
         context: grpc.aio.ServicerContext[router_pb2.ScheduleRequest, router_pb2.ScheduleResponse],
     ) -> None:
+        await self._catalog_awaited()
         await self._links.serve(
             request_iterator, context, router_pb2.ScheduleRequest.FromString, self._gateway_came
         )
@@ -129,6 +132,15 @@ class RouterService(router_pb2_grpc.RouterServicer):
         for wait in waits:
             wait.cancel()
         return not lifecycle.stopping.is_set()
+
+    async def _catalog_awaited(self) -> None:
+        """An open stream makes this router the home of models, so it should know which there are.
+
+        Not for long: what workers hold can be placed without a catalog, when the model-loader is away.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CATALOG_PATIENCE_S):
+                await self._catalog.first.wait()
 
     async def _stop(self, host: GrpcHost) -> None:
         await host.set_ready(False)

@@ -29,6 +29,7 @@ def options(tmp_path: Path, port: int, **changes: object) -> UpOptions:
         "grpc_port": None,
         "workers": 2,
         "tokenizers": 2,
+        "routers": 1,
         "zones": ("zone-a",),
         "engines": ("sim",),
         "catalog": None,

@@ -44,6 +44,15 @@ def test_everybody_is_told_where_the_others_are() -> None:
         assert flag(process, "--listen") == process.address
 
 
+def test_routers_are_numbered_when_there_are_several_and_each_knows_all_workers() -> None:
+    processes = planned(routers=2)
+    assert [name for name in processes if name.startswith("router")] == ["router-0", "router-1"]
+    routers = [processes[f"router-{number}"] for number in range(2)]
+    assert flag(processes["gateway"], "--routers") == ",".join(router.address for router in routers)
+    workers = ",".join(processes[f"worker-{number}"].address for number in range(2))
+    assert [flag(router, "--workers") for router in routers] == [workers, workers]
+
+
 def test_workers_are_spread_over_the_zones_in_turn() -> None:
     processes = planned(workers=3, zones=("north", "south"))
     assert [flag(processes[f"worker-{number}"], "--zone") for number in range(3)] == [
@@ -92,6 +101,7 @@ def test_a_catalog_and_engines_are_passed_on() -> None:
     ("changes", "message"),
     [
         ({"workers": 0}, "workers: a fleet needs at least one, got 0"),
+        ({"routers": 0}, "routers: a fleet needs at least one"),
         ({"tokenizers": -1}, "tokenizers: a fleet needs at least one"),
         ({"zones": ()}, "zones: name at least one"),
         ({"flags": {"worker-7": ("--x",)}}, "no process or role is called 'worker-7'"),

@@ -33,6 +33,7 @@ class FleetSpec:
     http_port: int = 0  # 0: a free one
     grpc_port: int = 0  # 0: a free one
     tokenizers: int = 2
+    routers: int = 1
     workers: int = 2
     zones: Sequence[str] = ("zone-a", "zone-b")  # workers get them in turn; the gateway is in the first
     engines: Sequence[str] = ("llamacpp",)
@@ -46,7 +47,7 @@ class FleetSpec:
     start_timeout_s: float = 120.0  # for all processes to be ready; loading models is not part of it
 
     def __post_init__(self) -> None:
-        for name in ("tokenizers", "workers"):
+        for name in ("tokenizers", "routers", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: a fleet needs at least one, got {getattr(self, name)}")
         for name in ("zones", "engines"):
@@ -60,7 +61,8 @@ class FleetSpec:
     def process_names(self) -> list[str]:
         """All processes, in the order in which they are shown."""
         return [
-            *(STORE, LOADER, ROUTER),
+            *(STORE, LOADER),
+            *_routers(self.routers),
             *_numbered(WORKER, self.workers),
             *_numbered(TOKENIZER, self.tokenizers),
             GATEWAY,
@@ -153,17 +155,18 @@ def _service_flags(spec: FleetSpec, layout: Layout) -> dict[str, tuple[str, ...]
         GATEWAY: (
             *("--http-listen", layout.http),
             *("--tokenizers", layout.targets(TOKENIZER)),
-            *("--routers", layout.grpc[ROUTER]),
+            *("--routers", layout.targets(ROUTER)),
             *("--loader", loader),
             *("--zone", spec.zones[0]),
             *spec.security.gateway_flags(),
         ),
-        ROUTER: ("--workers", workers, "--loader", loader),
         LOADER: (
             *("--workers", workers, "--store", f"unix://{layout.store_socket}"),
             *(("--catalog", str(spec.catalog)) if spec.catalog else ()),
         ),
     }
+    for name in _routers(spec.routers):
+        flags[name] = ("--workers", workers, "--loader", loader)
     for name in _numbered(TOKENIZER, spec.tokenizers):
         flags[name] = ("--loader", loader)
     for name in _numbered(WORKER, spec.workers):
@@ -188,6 +191,11 @@ def _store(spec: FleetSpec, layout: Layout) -> ProcessSpec:
 
 def _numbered(role: str, count: int) -> list[str]:
     return [f"{role}-{number}" for number in range(count)]
+
+
+def _routers(count: int) -> list[str]:
+    """The only one needs no number."""
+    return [ROUTER] if count == 1 else _numbered(ROUTER, count)
 
 
 def _role(name: str) -> str:
