@@ -20,6 +20,7 @@ import psutil
 RESULTS = Path(__file__).parent / "results"
 # Distinguishable in greyscale and by people who see few colours (Okabe and Ito).
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A"
+PURPLE = "#CC79A7"
 
 _FIGURE_NAME = re.compile(r"[a-z][a-z0-9_]*([@/][A-Za-z0-9_.=+-]+)*")
 

@@ -15,6 +15,7 @@ from benchmarks._report import (
     GREEN,
     GREY,
     ORANGE,
+    PURPLE,
     RESULTS,
     VERMILION,
     Report,
@@ -29,7 +30,7 @@ from benchmarks.scheduler.scenarios import POLICIES
 
 WORKERS = (1, 10, 100, 300, 1000)
 PROMPTS = (512, 2048, 8192, 32_768)
-COLOURS = dict(zip(POLICIES, (BLUE, ORANGE, GREEN, VERMILION, GREY), strict=True))
+COLOURS = dict(zip(POLICIES, (BLUE, PURPLE, ORANGE, GREEN, VERMILION, GREY), strict=True))
 MEASURED_WITH = ("numpy", "protobuf", "tokenfleet")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

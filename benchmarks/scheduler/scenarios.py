@@ -11,7 +11,7 @@ from benchmarks.scheduler.world import Served, World
 from loadtest.driver.stats import percentile
 from tokenfleet.core.scheduling import PredictionSettings, SchedulerLimits
 
-POLICIES = ("predicted", "least_loaded", "power_of_two", "round_robin", "random")
+POLICIES = ("predicted", "prefix_approx", "least_loaded", "power_of_two", "round_robin", "random")
 TTFT_OBJECTIVE_S, ITL_OBJECTIVE_S = 1.0, 0.1
 
 

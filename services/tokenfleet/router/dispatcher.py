@@ -60,7 +60,7 @@ class Dispatcher:
         self._catalog = catalog
         self._random = random.Random(settings.seed)
         self.scheduler: Scheduler[Ask] = Scheduler(
-            make_policy(settings.policy, settings.prediction()),
+            make_policy(settings.policy, settings.prediction(), settings.by_model()),
             settings.limits(),
             draw=self._random.random,
             decide=self._decided,
@@ -68,7 +68,7 @@ class Dispatcher:
             reservation_prefix=f"{secrets.token_hex(4)}-",
         )
         self.metrics = RouterMetrics(self.scheduler, registry)
-        self.records = DecisionRecords(settings.explain_records, settings.policy)
+        self.records = DecisionRecords(settings.explain_records, self.scheduler.policy.name_for)
         self.watches: dict[str, WorkerWatch] = {}
         self.sessions: set[Session] = set()
         self._touched: list[Session] = []
@@ -182,11 +182,11 @@ class Dispatcher:
             took_s = time.perf_counter() - ask.received_at
             metrics.decision_seconds.observe(took_s)
         if isinstance(decision, Placed):
-            metrics.decided("placed")
+            metrics.decided(ask.model, "placed")
             metrics.queue_wait.observe(decision.waited_s)
             metrics.prompt_tokens += ask.prompt_tokens
         else:
-            metrics.decided(decision.reason)
+            metrics.decided(ask.model, decision.reason)
         if self._random.random() < self._settings.decision_log_ratio:
             self._log(ask, decision)
         return self.records.add(ask, decision, took_s)
@@ -201,7 +201,7 @@ class Dispatcher:
             tenant=ask.tenant,
             model=ask.model,
             attempt=ask.attempt,
-            policy=self.scheduler.policy.name,
+            policy=self.scheduler.policy.name_for(ask.model),
             worker=placed.reservation.replica.worker.id if placed else None,
             reason=refused.reason if refused else "placed",
             why=placed.why if placed else refused and refused.message,
@@ -213,7 +213,7 @@ class Dispatcher:
         try:
             self._catalog.get(ask.model)
         except FleetError as error:
-            self.metrics.decided(reason_name(error.reason))
+            self.metrics.decided(ask.model, reason_name(error.reason))
             session.fail(ask.ask_id, error.to_failure())
 
     def _catalog_changed(self) -> None:

@@ -22,7 +22,7 @@ class RouterMetrics(Collector):
 
     def __init__(self, scheduler: Scheduler[Ask], registry: CollectorRegistry = REGISTRY) -> None:
         self._scheduler = scheduler
-        self.decisions: dict[str, int] = {}  # by reason
+        self.decisions: dict[tuple[str, str], int] = {}  # by policy and reason
         self.outcomes: dict[str, int] = {}  # of placed requests, as the gateways told them
         self.prompt_tokens = 0
         self.prefix_hit_tokens = 0
@@ -43,8 +43,9 @@ class RouterMetrics(Collector):
         )
         registry.register(self)
 
-    def decided(self, reason: str) -> None:
-        self.decisions[reason] = self.decisions.get(reason, 0) + 1
+    def decided(self, model: str, reason: str) -> None:
+        key = self._scheduler.policy.name_for(model), reason
+        self.decisions[key] = self.decisions.get(key, 0) + 1
 
     def ended(self, outcome: str) -> None:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
@@ -84,10 +85,13 @@ class RouterMetrics(Collector):
         shed = CounterMetricFamily(
             "tokenfleet_router_requests_shed", "Requests that got no worker", labels=["reason"]
         )
-        for reason, number in tuple(self.decisions.items()):
-            decisions.add_metric([self._scheduler.policy.name, reason], number)
+        refused: dict[str, int] = {}
+        for (policy, reason), number in tuple(self.decisions.items()):
+            decisions.add_metric([policy, reason], number)
             if reason != "placed":
-                shed.add_metric([reason], number)
+                refused[reason] = refused.get(reason, 0) + number
+        for reason, number in refused.items():
+            shed.add_metric([reason], number)
         yield decisions
         yield shed
         outcomes = CounterMetricFamily(

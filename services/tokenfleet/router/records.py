@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenfleet.core.scheduling import Placed, Refused
@@ -24,7 +25,8 @@ class Record:
 class DecisionRecords:
     """A ring of `limit` records."""
 
-    def __init__(self, limit: int, policy: str) -> None:
+    def __init__(self, limit: int, policy: Callable[[str], str]) -> None:
+        """`policy` tells which one decides about a model."""
         self._limit = limit
         self._policy = policy
         self._ring: deque[Record] = deque()
@@ -57,7 +59,7 @@ class DecisionRecords:
             request_id=ask.request_id,
             attempt=ask.attempt,
             model=ask.model,
-            policy=self._policy,
+            policy=self._policy(ask.model),
             candidates=map(candidate, decision.scene.candidates(ask.excluded, ask.features)),
             waited_s=decision.waited_s,
             decided_in_us=record.decided_in_s * 1e6,

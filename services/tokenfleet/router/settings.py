@@ -7,7 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from tokenfleet.core.scheduling import POLICIES, PredictionSettings, SchedulerLimits
 from tokenfleet.runtime.discovery import PeerTargets
-from tokenfleet.runtime.settings import ServiceSettings
+from tokenfleet.runtime.settings import ServiceSettings, Targets
 
 
 class RouterSettings(ServiceSettings):
@@ -21,6 +21,9 @@ class RouterSettings(ServiceSettings):
         default_factory=list, description="the workers: host:port, or kubernetes://SERVICE:PORT"
     )
     policy: str = Field("predicted", description=f"how to choose: {', '.join(sorted(POLICIES))}")
+    model_policies: Targets = Field(
+        default_factory=list, description="another way for some models: MODEL=POLICY, comma-separated"
+    )
     zone_penalty_s: float = Field(
         0.25, ge=0, description="how much slower an answer at home may be before another zone is asked for it"
     )
@@ -49,9 +52,22 @@ class RouterSettings(ServiceSettings):
     @field_validator("policy")
     @classmethod
     def _known(cls, policy: str) -> str:
-        if policy not in POLICIES:
-            raise ValueError(f"there is no such policy; there are {', '.join(sorted(POLICIES))}")
-        return policy
+        return _checked(policy)
+
+    @field_validator("model_policies")
+    @classmethod
+    def _known_each(cls, pairs: list[str]) -> list[str]:
+        for pair in pairs:
+            model, equals, policy = pair.rpartition("=")
+            if not (model and equals):
+                raise ValueError(f"{pair!r} is not MODEL=POLICY")
+            _checked(policy)
+        return pairs
+
+    def by_model(self) -> dict[str, str]:
+        """The policies of the models that have one of their own."""
+        split = (pair.rpartition("=") for pair in self.model_policies)
+        return {model: policy for model, _, policy in split}
 
     def prediction(self) -> PredictionSettings:
         return PredictionSettings(zone_penalty_s=self.zone_penalty_s, index_bytes=self.prefix_index_bytes)
@@ -63,3 +79,9 @@ class RouterSettings(ServiceSettings):
             engine_queue_ratio=self.engine_queue_ratio,
             candidates_recorded=self.explain_candidates,
         )
+
+
+def _checked(policy: str) -> str:
+    if policy not in POLICIES:
+        raise ValueError(f"there is no policy {policy!r}; there are {', '.join(sorted(POLICIES))}")
+    return policy

@@ -28,7 +28,7 @@ REFUSED = Refused("no_worker", "none", 1.0, 0.5, Scene([], []))
 
 
 def test_the_oldest_goes_first_and_attempts_stay_in_order() -> None:
-    records = DecisionRecords(3, "least_loaded")
+    records = DecisionRecords(3, lambda model: "least_loaded")
     for request_id, attempt in (("a", 1), ("b", 1), ("a", 2), ("a", 3)):
         records.add(ask(request_id, attempt=attempt), REFUSED, 1e-5)
     assert [record.attempt for record in records.find("a", "t")] == [2, 3]
@@ -40,7 +40,7 @@ def test_the_oldest_goes_first_and_attempts_stay_in_order() -> None:
 
 
 def test_another_tenants_requests_are_not_told() -> None:
-    records = DecisionRecords(10, "least_loaded")
+    records = DecisionRecords(10, lambda model: "least_loaded")
     records.add(ask("a", tenant="one"), REFUSED, 1e-5)
     records.add(ask("a", tenant="two"), REFUSED, 1e-5)
     assert len(records.find("a", "one")) == 1
@@ -48,6 +48,6 @@ def test_another_tenants_requests_are_not_told() -> None:
 
 
 def test_none_are_kept_when_none_are_wanted() -> None:
-    records = DecisionRecords(0, "least_loaded")
+    records = DecisionRecords(0, lambda model: "least_loaded")
     assert records.add(ask("a"), REFUSED, 1e-5) is None
     assert not records.find("a", "t")

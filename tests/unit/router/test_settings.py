@@ -11,6 +11,8 @@ from tokenfleet.runtime.settings import load_settings
     ("flags", "complaints"),
     [
         (["--policy", "luckiest"], ["policy", "least_loaded", "predicted"]),
+        (["--model-policies", "m=luckiest"], ["model_policies", "luckiest", "prefix_approx"]),
+        (["--model-policies", "round_robin"], ["model_policies", "MODEL=POLICY"]),
         (["--workers", "nowhere"], ["workers", "host:port"]),
         (["--queue-limit", "-1"], ["queue_limit", "greater than or equal to 0"]),
         (["--engine-queue-ratio", "9"], ["engine_queue_ratio"]),
@@ -24,6 +26,11 @@ def test_bad_settings_are_named(
     assert ended.value.code == 2
     told = capsys.readouterr().err
     assert all(complaint in told for complaint in complaints), told
+
+
+def test_some_models_may_have_a_policy_of_their_own() -> None:
+    settings = load_settings(RouterSettings, ["--model-policies", "a=random,org/b=v2=round_robin"])
+    assert settings.by_model() == {"a": "random", "org/b=v2": "round_robin"}
 
 
 def test_a_worker_named_twice_is_watched_once() -> None:

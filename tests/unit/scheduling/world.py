@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenfleet.core.queueing import Lane
@@ -34,13 +34,19 @@ def fingerprint(engine: str = "sim") -> Fingerprint:
 
 
 class World:
-    def __init__(self, policy: str = "least_loaded", seed: int = 1, **limits: Any) -> None:
+    def __init__(
+        self,
+        policy: str = "least_loaded",
+        seed: int = 1,
+        by_model: Mapping[str, str] | None = None,
+        **limits: Any,
+    ) -> None:
         self.now = 0.0
         self.decisions: list[tuple[Request, Decision]] = []
         self.wishes: list[LoadWish] = []
         self._lives: dict[str, int] = {}
         self.scheduler: Scheduler[Request] = Scheduler(
-            make_policy(policy),
+            make_policy(policy, by_model=by_model),
             SchedulerLimits(**{"engine_queue_ratio": 0.0, **limits}),
             draw=random.Random(seed).random,
             decide=lambda request, decision: self.decisions.append((request, decision)),

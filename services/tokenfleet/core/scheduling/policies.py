@@ -52,6 +52,10 @@ class Policy(Hooks, ABC):
 
     name: ClassVar[str]
 
+    def name_for(self, model: str) -> str:
+        """The policy that decides about the model."""
+        return self.name
+
     @abstractmethod
     def choose(self, request: Request, placeable: Collection[Replica], draw: Draw) -> Choice | None:
         """A replica with room for the request; None when there is none."""
