@@ -1,8 +1,8 @@
 """The tokenizer pool as the gateway sees it: many jobs over one link each, conversations kept together.
 
 A conversation's turns share a growing prefix, and a tokenizer that saw the turn before has most of it cached.
-So the tokenizer is chosen by rendezvous hashing on tenant and first message, but none may carry more than a
-quarter above the mean: a popular conversation must not make one tokenizer the bottleneck.
+So the tokenizer is chosen by rendezvous hashing on tenant and beginning (`affinity`), but none may carry more
+than a quarter above the mean: a popular beginning must not make one tokenizer the bottleneck.
 """
 
 from __future__ import annotations

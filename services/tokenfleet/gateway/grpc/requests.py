@@ -15,6 +15,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 from pydantic import ValidationError
 
+from tokenfleet.gateway.affinity import AFFINITY_CHARS, conversation_affinity
 from tokenfleet.gateway.core import Prompt
 from tokenfleet.gateway.grpc.wire_shape import check_shape
 from tokenfleet.gateway.http.errors import invalid
@@ -66,7 +67,7 @@ def read_generate(raw: bytes, max_choices: int) -> Inquiry:
         job = tokenizer_pb2.EncodeJob(tokens=request.tokens)
         return _inquiry(request, Prompt(job, str(ids[:64])), max_choices, empty=not ids)
     job = tokenizer_pb2.EncodeJob(text=request.text, add_special_tokens=True)
-    return _inquiry(request, Prompt(job, request.text[:1024]), max_choices, empty=not request.text)
+    return _inquiry(request, Prompt(job, request.text[:AFFINITY_CHARS]), max_choices, empty=not request.text)
 
 
 def read_chat(raw: bytes, max_choices: int) -> Inquiry:
@@ -85,7 +86,7 @@ def read_count(raw: bytes) -> tuple[str, Prompt]:
             prompt = _conversation(request.chat)
         case "text":
             job = tokenizer_pb2.EncodeJob(text=request.text, add_special_tokens=True)
-            prompt = Prompt(job, request.text[:1024])
+            prompt = Prompt(job, request.text[:AFFINITY_CHARS])
         case _:
             raise invalid("input", "input: set text or chat")
     prompt.job.count_only = True
@@ -141,8 +142,10 @@ def _conversation(chat: tokenizer_pb2.ChatInput) -> Prompt:
     for message in messages:
         if message.role == "developer":
             message.role = "system"
-    first = messages[0]
-    return Prompt(tokenizer_pb2.EncodeJob(chat=chat), first.content or first.raw_json[:1024])
+    affinity = conversation_affinity(
+        (message.role, message.raw_json or message.content) for message in messages
+    )
+    return Prompt(tokenizer_pb2.EncodeJob(chat=chat), affinity)
 
 
 def _check_messages(messages: Sequence[tokenizer_pb2.ChatMessage]) -> None:

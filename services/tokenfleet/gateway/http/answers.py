@@ -6,15 +6,13 @@ import asyncio
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
+from tokenfleet.gateway.affinity import AFFINITY_CHARS, conversation_affinity
 from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway, Order, Prompt
 from tokenfleet.gateway.http.errors import invalid
 from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest, Message
 from tokenfleet.gateway.sequence import Generation, Sequence, Sink
 from tokenfleet.v1 import tokenizer_pb2
-
-# Of the first message: what tells one conversation from another.
-AFFINITY_CHARS = 4096
 
 Request = ChatCompletionRequest | CompletionRequest
 Prepared = SequenceOf[tuple[Generation, int]]
@@ -99,7 +97,8 @@ def chat_prompt(messages: SequenceOf[Message], *, add_generation_prompt: bool) -
         ],
         add_generation_prompt=add_generation_prompt,
     )
-    return Prompt(tokenizer_pb2.EncodeJob(chat=chat), messages[0].text[:AFFINITY_CHARS])
+    affinity = conversation_affinity((message.role, message.text) for message in messages)
+    return Prompt(tokenizer_pb2.EncodeJob(chat=chat), affinity)
 
 
 def text_prompt(prompt: str | list[int]) -> Prompt:
