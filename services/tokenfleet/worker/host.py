@@ -45,6 +45,7 @@ class WorkerHost:
             cache,
             engines=list(settings.engines),
             threads=settings.engine_threads,
+            engine_arguments=settings.engine_arguments,
             memory_bytes=settings.memory_bytes or machine.memory_limit_bytes(),
             canary_timeout_s=settings.canary_timeout_s,
             worker_id=self.worker_id,

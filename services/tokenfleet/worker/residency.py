@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 
 from tokenfleet.runtime.errors import FleetError
@@ -45,6 +45,7 @@ class Residency:
         *,
         engines: list[str],
         threads: int,
+        engine_arguments: Mapping[str, Mapping[str, object]],
         memory_bytes: int,
         canary_timeout_s: float,
         worker_id: str,
@@ -59,6 +60,7 @@ class Residency:
         self._dispatcher = dispatcher
         self._cache_log = cache_log
         self._threads = threads
+        self._engine_arguments = engine_arguments
         self._canary_timeout_s = canary_timeout_s
         self._worker_id = worker_id
         self._changed = changed
@@ -205,7 +207,7 @@ class Residency:
             name=spec.name,
             context_length=spec.context_length or bundle.context_length,
             block_size=resident.block_size,
-            arguments=_arguments(config),
+            arguments={**_arguments(config), **self._engine_arguments.get(config.engine, {})},
             kv_bytes=config.kv_bytes,
             weights_digest=spec.digest or bundle.digest,
             weights=weights,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
@@ -24,6 +24,12 @@ def _known_engines(names: list[str]) -> list[str]:
     return names
 
 
+def _of_known_engines(arguments: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for name in arguments:
+        _known_engines([name])
+    return arguments
+
+
 class WorkerSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="TOKENFLEET_WORKER_", extra="forbid", cli_kebab_case=True)
 
@@ -39,6 +45,12 @@ class WorkerSettings(ServiceSettings):
     stuck_s: float = Field(5.0, gt=0, description="a gateway that takes nothing for so long is disconnected")
     queue_limit: int = Field(4096, ge=1, description="sequences held at once; more are refused")
     canary_timeout_s: float = Field(120.0, gt=0, description="time for a new engine's first token")
+
+    engine_arguments: Annotated[dict[str, dict[str, Any]], AfterValidator(_of_known_engines)] = Field(
+        default_factory=dict,
+        description="what this worker's engines get over their catalog entry's arguments, such as "
+        '{"llamacpp": {"n_gpu_layers": 0}}',
+    )
 
     @property
     def engine_threads(self) -> int:

@@ -9,6 +9,7 @@ from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.worker.cache_log import CacheLog
 from tokenfleet.worker.dispatcher import Dispatcher
+from tokenfleet.worker.engines.base import EngineFacts
 from tokenfleet.worker.resident import Resident, State
 
 log = get_logger(__name__)
@@ -44,7 +45,9 @@ class EngineSink:
             self._resident.failure = failure
             self._changed()
 
-    def engine_up(self) -> None:
+    def engine_up(self, facts: EngineFacts | None = None) -> None:
+        if facts is not None:
+            self._resident.facts = facts
         self._proving = asyncio.create_task(self._prove())
 
     def cache_stored(self, hashes: Sequence[int], parent: int) -> None:

@@ -24,6 +24,14 @@ def test_an_unknown_engine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "TOKENFLEET_WORKER_ENGINES" in error
 
 
+def test_arguments_for_an_unknown_engine_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(WorkerSettings, ["--engine-arguments", '{"simm": {}}'])
+    error = capsys.readouterr().err
+    assert "unknown engine 'simm'" in error
+    assert "TOKENFLEET_WORKER_ENGINE_ARGUMENTS" in error
+
+
 @pytest.mark.parametrize(("content", "expected"), [("4096\n", 4096), ("max\n", None)])
 def test_a_container_s_limit_counts(tmp_path: Path, content: str, expected: int | None) -> None:
     file = tmp_path / "memory.max"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenfleet.core.engine_model.faults import FaultPlan
 from tokenfleet.core.engine_model.model import Advance, EngineModel, StepRecord
 from tokenfleet.core.engine_model.prefix_cache import PrefixCache
 from tokenfleet.core.engine_model.sequence import ModelSequence
@@ -25,17 +26,20 @@ class _Step:
 
 
 class BatchingModel(EngineModel):
-    def __init__(self, timing: StepTiming, max_sequences: int, cache: PrefixCache) -> None:
-        super().__init__(max_sequences, cache)
+    def __init__(
+        self, timing: StepTiming, max_sequences: int, cache: PrefixCache, faults: FaultPlan | None = None
+    ) -> None:
+        super().__init__(max_sequences, cache, faults)
         self._timing = timing
         self._step: _Step | None = None
 
-    def next_event_at(self) -> float | None:
+    def _due_at(self) -> float | None:
         return None if self._step is None else self._step.ends_at
 
     def advance(self, now: float) -> Advance:
         out = Advance()
-        while self._step is not None and self._step.ends_at <= now:
+        while (due := self.next_event_at()) is not None and due <= now and self._faults.next_step():
+            assert self._step is not None
             step, self._step = self._step, None
             self._finish(step, out)
             self._admit(step.ends_at)
@@ -63,6 +67,7 @@ class BatchingModel(EngineModel):
             return
         prefill_tokens = self._timing.prefill_chunk_tokens - left
         duration = self._timing.step_s(len(decoding), self._context, prefill_tokens)
+        duration *= self._faults.slowness
         self._step = _Step(now, now + duration, decoding, prefilling, prefill_tokens, self._context)
 
     def _finish(self, step: _Step, out: Advance) -> None:

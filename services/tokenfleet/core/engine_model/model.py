@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tokenfleet.core.engine_model.faults import FaultPlan
 from tokenfleet.core.engine_model.prefix_cache import PrefixCache
 from tokenfleet.core.engine_model.sequence import Ended, Ending, ModelSequence
 
@@ -43,11 +44,15 @@ class Advance:
 
 
 class EngineModel(ABC):
-    """Admits sequences in order of arrival while there are places and KV blocks, and advances them."""
+    """Admits sequences in order of arrival while there are places and KV blocks, and advances them.
 
-    def __init__(self, max_sequences: int, cache: PrefixCache) -> None:
+    Once a fault has struck nothing happens any more, whatever is submitted.
+    """
+
+    def __init__(self, max_sequences: int, cache: PrefixCache, faults: FaultPlan | None = None) -> None:
         self.max_sequences = max_sequences
         self._cache = cache
+        self._faults = faults or FaultPlan()
         self._waiting: dict[int, ModelSequence] = {}
         self._prefilling: dict[int, ModelSequence] = {}
         self._decoding: dict[int, ModelSequence] = {}
@@ -76,9 +81,18 @@ class EngineModel(ABC):
         self._admit(now)
         return sequence.ended(Ending.ABORTED)
 
-    @abstractmethod
+    def die(self) -> list[Ended]:
+        """The last words of all sequences; the model is of no use afterwards."""
+        lost = [*self._waiting.values(), *self._prefilling.values(), *self._decoding.values()]
+        return [sequence.ended(Ending.FAILED) for sequence in lost]
+
     def next_event_at(self) -> float | None:
-        """The next moment at which `advance` has something to do; None while idle."""
+        """The next moment at which `advance` has something to do; None while idle, or struck by a fault."""
+        return None if self._faults.struck else self._due_at()
+
+    @abstractmethod
+    def _due_at(self) -> float | None:
+        """The end of the next step; None while idle."""
 
     @abstractmethod
     def advance(self, now: float) -> Advance:

@@ -15,6 +15,7 @@ class Ending(Enum):
     STOP = "stop"  # the source had no more
     LENGTH = "length"  # the budget is used up
     ABORTED = "aborted"
+    FAILED = "failed"  # the engine died
 
 
 class Ended(NamedTuple):

@@ -33,7 +33,7 @@ def parse_arguments(engine: str, cls: type[Arguments], given: Mapping[str, objec
 
 def _explain(cls: type[EngineArguments], loc: tuple[int | str, ...], message: str, value: object) -> str:
     name = ".".join(str(part) for part in loc)
-    if message != "Extra inputs are not permitted":
+    if message != "Extra inputs are not permitted" or len(loc) > 1:
         return f"argument {name}: {message} (got {value!r})"
     near = difflib.get_close_matches(name, cls.model_fields, n=1)
     known = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(cls.model_fields))}"

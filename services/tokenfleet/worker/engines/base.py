@@ -60,8 +60,8 @@ class Sink(Protocol):
     def engine_down(self, cause: str, failure: FleetError) -> None:
         """The engine died. Its sequences were finished as failed before; it is being restarted."""
 
-    def engine_up(self) -> None:
-        """A restarted engine takes sequences again."""
+    def engine_up(self, facts: EngineFacts | None = None) -> None:
+        """A restarted engine takes sequences again; `facts` where they are not what they were."""
 
     def cache_stored(self, hashes: Sequence[int], parent: int) -> None:
         """The blocks of a chain are cached; `parent` is the hash before the first, 0 at the root."""
