@@ -19,10 +19,12 @@ class GatewaySettings(ServiceSettings):
     http_listen: str = Field("127.0.0.1:8080", description="host:port of the OpenAI-compatible HTTP API")
     listen: str = Field("127.0.0.1:8081", description="host:port of gRPC")
     tokenizers: PeerTargets = Field(
-        default_factory=list, description="the tokenizers: host:port, or kubernetes://SERVICE:PORT"
+        default_factory=list,
+        description="the tokenizers: host:port, kubernetes://SERVICE:PORT or redis://HOST:PORT/0#NAME",
     )
     routers: PeerTargets = Field(
-        default_factory=list, description="the routers: host:port, or kubernetes://SERVICE:PORT"
+        default_factory=list,
+        description="the routers: host:port, kubernetes://SERVICE:PORT or redis://HOST:PORT/0#NAME",
     )
     loader: str = Field("127.0.0.1:8085", description="host:port of the model-loader, for the catalog")
     api_keys_file: Path | None = Field(

@@ -24,7 +24,8 @@ class ModelLoaderSettings(ServiceSettings):
     )
     catalog_poll_s: float = Field(5.0, gt=0, description="how often to look whether the catalog file changed")
     workers: PeerTargets = Field(
-        default_factory=list, description="the workers: host:port, or kubernetes://SERVICE:PORT"
+        default_factory=list,
+        description="the workers: host:port, kubernetes://SERVICE:PORT or redis://HOST:PORT/0#NAME",
     )
     store: str = Field(
         "",

@@ -18,7 +18,8 @@ class RouterSettings(ServiceSettings):
     listen: str = Field("127.0.0.1:8083", description="host:port of the gRPC server; port 0: a free one")
     loader: str = Field("127.0.0.1:8085", description="host:port of the model-loader")
     workers: PeerTargets = Field(
-        default_factory=list, description="the workers: host:port, or kubernetes://SERVICE:PORT"
+        default_factory=list,
+        description="the workers: host:port, kubernetes://SERVICE:PORT or redis://HOST:PORT/0#NAME",
     )
     policy: str = Field("predicted", description=f"how to choose: {', '.join(sorted(POLICIES))}")
     model_policies: Targets = Field(

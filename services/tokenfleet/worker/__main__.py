@@ -30,6 +30,7 @@ async def serve(settings: WorkerSettings, lifecycle: Lifecycle) -> None:
         reflection=settings.reflection,
     )
     port = await grpc_host.start()
+    registration = settings.registration(port)
     if settings.frames:
         await links.start_frames(settings.listen, settings.frames_port)
     metrics_port = serve_metrics(settings.metrics_listen, ready=lambda: grpc_host.ready)
@@ -42,10 +43,16 @@ async def serve(settings: WorkerSettings, lifecycle: Lifecycle) -> None:
         threads=settings.engine_threads,
     )
     readiness = asyncio.create_task(_publish_readiness(host, grpc_host))
+    if registration is not None:
+        registration.start()
     await lifecycle.stopping.wait()
+    if registration is not None:
+        await registration.leave()
     async for running in host.drain(lifecycle.grace_s):
         log.info("draining", running=running)
     readiness.cancel()
+    if registration is not None:
+        await registration.stop()
     await host.close()
     await links.stop()
     await grpc_host.stop(_FAREWELL_S)

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from tokenfleet.runtime.discovery import Registration, RegistryRef
+from tokenfleet.runtime.lifecycle import StartupError
 from tokenfleet.runtime.models import default_cache_dir
-from tokenfleet.runtime.settings import ServiceSettings, Targets
+from tokenfleet.runtime.settings import ServiceSettings, Targets, split_address
 from tokenfleet.worker.engines.registry import ENGINES
 
 
@@ -30,11 +32,25 @@ def _of_known_engines(arguments: dict[str, dict[str, Any]]) -> dict[str, dict[st
     return arguments
 
 
+def _known_registry(registry: str) -> str:
+    if registry:
+        RegistryRef.parse(registry)
+    return registry
+
+
 class WorkerSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="TOKENFLEET_WORKER_", extra="forbid", cli_kebab_case=True)
 
     name: str = Field(default_factory=socket.gethostname, description="stable name across restarts")
     zone: str = Field("", description="where this worker runs, for routing by zone")
+    registry: Annotated[str, AfterValidator(_known_registry)] = Field(
+        "",
+        description="where this worker keeps a lease by which peers find it, redis://HOST:PORT/0#NAME; "
+        "empty: nowhere",
+    )
+    lease_s: float = Field(
+        10.0, ge=0.3, description="how long after its death a worker still stands in the registry"
+    )
     engines: Annotated[Targets, AfterValidator(_known_engines)] = Field(
         ["llamacpp", "sim"], description="engines that this worker can host, comma separated"
     )
@@ -51,6 +67,20 @@ class WorkerSettings(ServiceSettings):
         description="what this worker's engines get over their catalog entry's arguments, such as "
         '{"llamacpp": {"n_gpu_layers": 0}}',
     )
+
+    def registration(self, port: int) -> Registration | None:
+        """This worker's lease, if it is to have one; `port` is the one on which it listens.
+
+        Raises StartupError when peers could not reach it by what it would say.
+        """
+        if not self.registry:
+            return None
+        host = self.advertise_host or split_address(self.listen)[0]
+        if host in ("", "0.0.0.0", "::"):
+            raise StartupError(f"peers cannot reach {self.listen}: name this host with --advertise-host")
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        registry = RegistryRef.parse(self.registry)
+        return Registration(registry, target, zone=self.zone, name=self.name, lease_s=self.lease_s)
 
     @property
     def engine_threads(self) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from tokenfleet.runtime.discovery.peers import SCHEME, Peer, ServiceRef
+from tokenfleet.runtime.discovery.registry import SCHEMES, RegistryRef
+from tokenfleet.runtime.discovery.registry_watch import RegistryWatch
 from tokenfleet.runtime.discovery.service_watch import ServiceWatch
 from tokenfleet.runtime.telemetry import get_logger
 
@@ -33,14 +35,17 @@ class Discovery:
     def __init__(self, targets: Sequence[str], listener: PeerListener) -> None:
         """`targets` as `PeerTargets` accepts them."""
         self._listener = listener
-        self._static = {target: Peer(target) for target in targets if not target.startswith(SCHEME)}
-        self._watches = [
-            ServiceWatch(ServiceRef.parse(target), self._refresh)
-            for target in targets
-            if target.startswith(SCHEME)
-        ]
+        self._static = {
+            target: Peer(target) for target in targets if not target.startswith((SCHEME, *SCHEMES))
+        }
+        self._watches: list[ServiceWatch | RegistryWatch] = []
+        for target in targets:
+            if target.startswith(SCHEME):
+                self._watches.append(ServiceWatch(ServiceRef.parse(target), self._refresh))
+            elif target.startswith(SCHEMES):
+                self._watches.append(RegistryWatch(RegistryRef.parse(target), self._refresh))
         self.peers: dict[str, Peer] = {}
-        self.synced = asyncio.Event()  # each Service has been listed once: who is missing is not there
+        self.synced = asyncio.Event()  # all have been listed once: who is missing is not there
 
     def start(self) -> None:
         """Tells the configured addresses at once, and the others as they become known."""

@@ -58,13 +58,19 @@ class ServiceRef:
 
 
 def _known_peers(targets: list[str]) -> list[str]:
+    # a registry's record is made of what is defined here
+    from tokenfleet.runtime.discovery.registry import SCHEMES, RegistryRef
+
     for target in targets:
-        if not target.startswith(SCHEME):
+        if target.startswith(SCHEMES):
+            RegistryRef.parse(target)
+        elif not target.startswith(SCHEME):
             split_address(target)
         elif not ServiceRef.parse(target).port:
             raise ValueError(f"{target!r} names no port: append its name or number, as in {target}:grpc")
     return list(dict.fromkeys(targets))
 
 
-# Addresses (`host:port`) and Services (`kubernetes://SERVICE[.NAMESPACE]:PORT`), each once.
+# Addresses (`host:port`), Services (`kubernetes://SERVICE[.NAMESPACE]:PORT`) and registries
+# (`redis://HOST:PORT/0#NAME`), each once.
 PeerTargets = Annotated[Targets, AfterValidator(_known_peers)]
