@@ -42,6 +42,17 @@ def packed_hashes(
     return hashes
 
 
+def hashes_behind(parent: int, token_ids: Sequence[int], block_size: int) -> list[int]:
+    """Hashes of the full blocks of ids that follow the block `parent`; 0 is the root without a salt."""
+    packed = _little_endian(token_ids)
+    width = block_size * _BYTES_PER_ID
+    hashes = []
+    for end in range(width, len(packed) + 1, width):
+        parent = xxh3_64_intdigest(packed[end - width : end], parent)
+        hashes.append(parent)
+    return hashes
+
+
 def _little_endian(token_ids: Sequence[int]) -> bytes:
     """Four bytes an id, alike on every machine. Ids that are packed already cost next to nothing."""
     if not isinstance(token_ids, array) or token_ids.typecode != "I":
