@@ -1,4 +1,4 @@
-"""The two schedules in virtual time: when tokens come, who waits, what an abort frees."""
+"""The schedules in virtual time: when tokens come, who waits, what an abort frees."""
 
 import itertools
 from collections import defaultdict
@@ -15,8 +15,10 @@ from tokenfleet.core.engine_model import (
     FixedTiming,
     ModelSequence,
     PrefixCache,
+    StaticModel,
     StepTiming,
 )
+from tokenfleet.core.micro_batching import MicroBatcher
 
 
 def cache(blocks: int = 1_000) -> PrefixCache:
@@ -29,6 +31,12 @@ def fixed(max_sequences: int = 8, ttft_s: float = 0.005, itl_s: float = 0.010) -
 
 def batching(max_sequences: int) -> BatchingModel:
     return BatchingModel(StepTiming(), max_sequences, cache())
+
+
+def static(max_sequences: int) -> StaticModel:
+    return StaticModel(
+        StepTiming(), MicroBatcher(window_s=0.03, max_batch=max_sequences, capacity_tokens=16_000), cache()
+    )
 
 
 def sequence(key: int, budget: int = 3, context: int = 10, hashes: tuple[int, ...] = ()) -> ModelSequence:
@@ -81,7 +89,7 @@ def test_the_source_ends_a_sequence_without_a_token() -> None:
     assert model.load().running == 0
 
 
-@pytest.mark.parametrize("make", [fixed, batching])
+@pytest.mark.parametrize("make", [fixed, batching, static])
 def test_who_finds_no_place_waits_and_starts_when_one_ends(
     make: Callable[[int], EngineModel],
 ) -> None:
@@ -99,7 +107,7 @@ def test_who_finds_no_place_waits_and_starts_when_one_ends(
     assert model.load() == (0, 0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("make", [fixed, batching])
+@pytest.mark.parametrize("make", [fixed, batching, static])
 def test_an_abort_frees_everything_and_says_nothing_more(
     make: Callable[[int], EngineModel],
 ) -> None:

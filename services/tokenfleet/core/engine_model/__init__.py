@@ -1,11 +1,11 @@
-"""A model of a continuous-batching engine: when it would emit which token, without computing any.
+"""A model of a batching engine: when it would emit which token, without computing any.
 
 Used by the worker's `sim` engine, which drives it in real time, and by whoever wants to know how a fleet of
 such engines behaves under another clock. Time is passed in as seconds and only differences matter.
 
 - `timing`   how long a step takes, and the fixed profile that benchmarks use
 - `sequence` what the model knows of one running request
-- `fixed`, `batching`  the two schedules, with one interface (`EngineModel`)
+- `fixed`, `batching`, `static`  the schedules, with one interface (`EngineModel`)
 - `faults`  crashes, lack of memory, slowness and wedges, at a given step
 - `stall`   when an engine that has work and makes no step is to be called wedged
 - `prefix_cache`  which KV blocks are held, kept and evicted
@@ -20,6 +20,7 @@ from tokenfleet.core.engine_model.model import Advance, EngineModel, Load, StepR
 from tokenfleet.core.engine_model.prefix_cache import PrefixCache
 from tokenfleet.core.engine_model.sequence import Ended, Ending, ModelSequence, TokenSource
 from tokenfleet.core.engine_model.stall import StallDetector
+from tokenfleet.core.engine_model.static import StaticModel
 from tokenfleet.core.engine_model.timing import FixedTiming, StepTiming
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ModelSequence",
     "PrefixCache",
     "StallDetector",
+    "StaticModel",
     "StepRecord",
     "StepTiming",
     "TokenSource",

@@ -1,4 +1,4 @@
-"""What both schedules share: the interface, admission, and the bookkeeping of a sequence's life."""
+"""What the schedules share: the interface, admission, and the bookkeeping of a sequence's life."""
 
 from __future__ import annotations
 

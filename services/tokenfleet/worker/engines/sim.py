@@ -32,8 +32,10 @@ from tokenfleet.core.engine_model import (
     ModelSequence,
     PrefixCache,
     StallDetector,
+    StaticModel,
     StepTiming,
 )
+from tokenfleet.core.micro_batching import MicroBatcher
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.arguments import EngineArguments, parse_arguments
@@ -75,19 +77,21 @@ class FaultArguments(BaseModel):
 class SimArguments(EngineArguments):
     """What a catalog entry may say about the simulated engine."""
 
-    profile: Literal["batching", "fixed"] = "batching"
+    profile: Literal["batching", "fixed", "static"] = "batching"
     max_sequences: int = Field(64, ge=1)
     mean_output_tokens: float = Field(256, ge=0)  # 0: answers never end by themselves
     kv_blocks: int = Field(0, ge=0)  # 0: enough for max_sequences of full length
     # profile fixed
     ttft_ms: float = Field(5, ge=0)
     itl_ms: float = Field(10, gt=0)
-    # profile batching
+    # profiles batching and static
     step_ms: float = Field(10, gt=0)
     step_us_per_sequence: float = Field(100, ge=0)
     step_ns_per_context_token: float = Field(20, ge=0)
     prefill_tokens_per_s: float = Field(8_000, gt=0)
     prefill_chunk_tokens: int = Field(2_048, ge=1)
+    # profile static
+    window_ms: float = Field(30, ge=0)
     # failures
     faults: tuple[FaultArguments, ...] = ()
     restart_s: float = Field(0.5, ge=0)  # from its death until it takes sequences again
@@ -259,20 +263,23 @@ class SimEngine:
 
 def _model(arguments: SimArguments, cache: PrefixCache, faults: FaultPlan) -> EngineModel:
     if arguments.profile == "fixed":
-        timing = FixedTiming(arguments.ttft_ms / 1e3, arguments.itl_ms / 1e3)
-        return FixedModel(timing, arguments.max_sequences, cache, faults)
-    return BatchingModel(
-        StepTiming(
-            arguments.step_ms / 1e3,
-            arguments.step_us_per_sequence / 1e6,
-            arguments.step_ns_per_context_token / 1e9,
-            arguments.prefill_tokens_per_s,
-            arguments.prefill_chunk_tokens,
-        ),
-        arguments.max_sequences,
-        cache,
-        faults,
+        fixed = FixedTiming(arguments.ttft_ms / 1e3, arguments.itl_ms / 1e3)
+        return FixedModel(fixed, arguments.max_sequences, cache, faults)
+    timing = StepTiming(
+        arguments.step_ms / 1e3,
+        arguments.step_us_per_sequence / 1e6,
+        arguments.step_ns_per_context_token / 1e9,
+        arguments.prefill_tokens_per_s,
+        arguments.prefill_chunk_tokens,
     )
+    if arguments.profile == "static":
+        batcher = MicroBatcher(
+            window_s=arguments.window_ms / 1e3,
+            max_batch=arguments.max_sequences,
+            capacity_tokens=cache.capacity * cache.block_size,
+        )
+        return StaticModel(timing, batcher, cache, faults)
+    return BatchingModel(timing, arguments.max_sequences, cache, faults)
 
 
 def _finished(ended: Ended, failure: FleetError | None = None) -> Finished:
