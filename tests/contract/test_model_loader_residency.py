@@ -274,15 +274,16 @@ async def test_pins_and_last_use_are_listed(tmp_path: Path) -> None:
         assert not (await harness.residency(LAZY)).pinned
         await harness.stub.Pin(model_loader_pb2.PinRequest(model=LAZY, pinned=True))
         assert (await harness.residency(LAZY)).pinned
+        await harness.knows(LAZY, ["ready"])
         assert not (await harness.residency(WARM)).last_used_unix_ms
         worker.sample(WARM, running=2)
         async with asyncio.timeout(5):
             while not (await harness.residency(WARM)).last_used_unix_ms:
                 await asyncio.sleep(0.01)
         page = await asyncio.to_thread(_get, harness.loader.metrics)
-        assert 'tokenfleet_model_loader_resident_models{state="ready"} 1.0' in page
-        assert 'tokenfleet_model_loader_loads_total{outcome="ready"} 1.0' in page
-        assert "tokenfleet_model_loader_load_seconds_count 1.0" in page
+        assert 'tokenfleet_model_loader_resident_models{state="ready"} 2.0' in page
+        assert 'tokenfleet_model_loader_loads_total{outcome="ready"} 2.0' in page
+        assert "tokenfleet_model_loader_load_seconds_count 2.0" in page
 
 
 async def test_a_restarted_loader_joins_what_is_under_way_and_remembers_what_a_store_kept(
@@ -293,6 +294,7 @@ async def test_a_restarted_loader_joins_what_is_under_way_and_remembers_what_a_s
     async with loader_with(tmp_path, (worker,), *flags) as harness:
         await harness.knows(WARM, ["ready"])
         await harness.stub.Pin(model_loader_pb2.PinRequest(model=LAZY, pinned=True))
+        await harness.knows(LAZY, ["ready"])
         worker.holds(LAZY, Resident.STATE_LOADING)
         assert await harness.loader.stop() == 0
         async with (
@@ -308,7 +310,7 @@ async def test_a_restarted_loader_joins_what_is_under_way_and_remembers_what_a_s
             await again.knows(LAZY, ["loading"])
             worker.holds(LAZY, Resident.STATE_READY)
             assert (await call)[-1].worker_id == "a-1"
-            assert [request.spec.name for request in worker.loads] == [WARM]
+            assert [request.spec.name for request in worker.loads] == [WARM, LAZY]
 
 
 async def test_a_store_that_is_not_there_stops_nothing(tmp_path: Path) -> None:

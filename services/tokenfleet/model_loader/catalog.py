@@ -129,6 +129,20 @@ def read_catalog(path: Path) -> Catalog:
     return Catalog(_check(path, loaded), hashlib.sha256(text.encode()).hexdigest())
 
 
+def read_entry(text: str) -> ModelEntry:
+    """One entry alone, YAML or JSON. Raises CatalogError with every problem."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CatalogError([f"entry: {error}"]) from error
+    if not isinstance(raw, dict):
+        raise CatalogError(["entry: expected the keys of one model, such as name and source"])
+    try:
+        return ModelEntry.model_validate(raw)
+    except ValidationError as error:
+        raise CatalogError([f"{_label(raw, 1)}: {_explain(detail)}" for detail in error.errors()]) from error
+
+
 def _check(path: Path, loaded: object) -> tuple[ModelEntry, ...]:
     if not isinstance(loaded, dict) or not isinstance(loaded.get("models"), list):
         raise CatalogError([f"{path}: expected a key `models` with a list of entries"])
@@ -140,13 +154,13 @@ def _check(path: Path, loaded: object) -> tuple[ModelEntry, ...]:
             entries.append(ModelEntry.model_validate(raw))
         except ValidationError as error:
             problems += [f"{where}: {_explain(detail)}" for detail in error.errors()]
-    problems += [f"{path}: {problem}" for problem in _across(entries)]
+    problems += [f"{path}: {problem}" for problem in across(entries)]
     if problems:
         raise CatalogError(problems)
     return tuple(entries)
 
 
-def _across(entries: Iterable[ModelEntry]) -> list[str]:
+def across(entries: Iterable[ModelEntry]) -> list[str]:
     """What only shows when all entries are seen."""
     problems: list[str] = []
     names: set[str] = set()

@@ -1,4 +1,4 @@
-"""What the loader knows of its models' past: use, loads, pins, the catalog's revision.
+"""What the loader remembers: its models' use, loads and pins, added entries, the catalog's revision.
 
 It lives in this process and works without a store; a store only makes it outlive the process. Nothing that
 traffic depends on is here.
@@ -6,6 +6,7 @@ traffic depends on is here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -29,11 +30,15 @@ class ModelHistory:
 
 
 class History:
-    """All models' past; `changed` names those that a store does not know yet."""
+    """All models' past; `changed` names those that a store does not know yet, `entries_changed` the same of
+    `entries`, which are texts by name, and empty for those that were removed."""
 
     def __init__(self) -> None:
         self.models: dict[str, ModelHistory] = {}
         self.changed: set[str] = set()
+        self.entries: dict[str, str] = {}
+        self.entries_changed: set[str] = set()
+        self.on_recall: list[Callable[[], None]] = []
         self.catalog_digest = ""
         self.catalog_revision = 0
         self.catalog_changed = False
@@ -59,6 +64,17 @@ class History:
         self.of(model).pinned = pinned
         self.changed.add(model)
 
+    def added(self) -> list[tuple[str, str]]:
+        """Entries that were added and not removed, by name."""
+        return sorted((name, text) for name, text in self.entries.items() if text)
+
+    def add_entry(self, name: str, text: str) -> None:
+        self.entries[name] = text
+        self.entries_changed.add(name)
+
+    def remove_entry(self, name: str) -> None:
+        self.add_entry(name, "")
+
     def catalog(self, digest: str) -> int:
         """The revision of a catalog with that content: one more whenever it differs from the last."""
         if digest != self.catalog_digest:
@@ -67,12 +83,21 @@ class History:
             self.catalog_changed = True
         return self.catalog_revision
 
-    def recall(self, models: dict[str, ModelHistory], digest: str, revision: int) -> None:
+    def recall(
+        self,
+        models: dict[str, ModelHistory],
+        digest: str,
+        revision: int,
+        entries: dict[str, str] | None = None,
+    ) -> None:
         """Takes up what a store kept, whenever it comes."""
         for name, stored in models.items():
             self.of(name).merge(stored)
+        self.entries = {**(entries or {}), **self.entries}
         if not self.catalog_digest:
             self.catalog_digest, self.catalog_revision = digest, revision
         elif revision >= self.catalog_revision:
             self.catalog_revision = revision + (digest != self.catalog_digest)
             self.catalog_changed = True
+        for call in self.on_recall:
+            call()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -123,9 +123,32 @@ class Keeper:
         for host in hosts:
             yield await self._unload(host, model, force)
 
-    def residencies(self) -> list[model_loader_pb2.ModelResidency]:
+    def pin(self, model: str, pinned: bool) -> None:
+        """An operator's word, which is above the entry's policy."""
+        self.residency.pin(model, pinned)
+        self.replan()
+
+    def residencies(self, is_added: Callable[[str], bool]) -> list[model_loader_pb2.ModelResidency]:
         """Every entry of the catalog, and where it is."""
-        return [self._residency(spec) for spec in self.specs.values()]
+        listed = [self._residency(spec) for spec in self.specs.values()]
+        for one in listed:
+            one.added = is_added(one.spec.name)
+        return listed
+
+    def memories(self) -> list[model_loader_pb2.WorkerMemory]:
+        """What every worker has for models."""
+        return [
+            model_loader_pb2.WorkerMemory(
+                worker_id=host.facts.worker_id,
+                worker_name=host.facts.name,
+                zone=host.facts.zone,
+                engines=sorted(host.facts.engines),
+                budget_bytes=host.facts.memory_budget_bytes,
+                taken_bytes=host.taken_bytes,
+            )
+            for host in self.residency.hosts.values()
+            if host.connected
+        ]
 
     # -- what happens ------------------------------------------------------------------------------
 
@@ -235,7 +258,6 @@ class Keeper:
 
     def _residency(self, spec: common_pb2.ModelSpec) -> model_loader_pb2.ModelResidency:
         past = self._history.of(spec.name)
-        warm = spec.policy == common_pb2.ModelSpec.POLICY_WARM
         residency = model_loader_pb2.ModelResidency(
             spec=spec,
             places=[
@@ -250,8 +272,11 @@ class Keeper:
                 for host in self.residency.hosts.values()
                 if (place := host.places.get(spec.name)) is not None
             ],
-            pinned=warm if past.pinned is None else past.pinned,
+            pinned=self.residency.pinned(spec.name),
             last_used_unix_ms=past.last_used_unix_ms,
+            loads=past.loads,
+            failures=past.failures,
+            last_load_ms=round(past.last_load_s * 1000),
         )
         for order, progress in self._loading.items():
             if order.model == spec.name:

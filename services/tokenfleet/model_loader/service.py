@@ -9,6 +9,7 @@ import grpc
 
 from tokenfleet.model_loader.catalog import Catalog, CatalogError, default_path
 from tokenfleet.model_loader.catalog_file import CatalogFile
+from tokenfleet.model_loader.entries import Entries
 from tokenfleet.model_loader.history import History
 from tokenfleet.model_loader.keeper import Keeper
 from tokenfleet.model_loader.settings import ModelLoaderSettings
@@ -41,13 +42,17 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
         self._workers = Discovery(settings.workers, self._keeper)
         self._catalog = model_loader_pb2.WatchCatalogResponse()
         self._catalog_changes = Changes()
+        self._entries = Entries(self._history, self._catalog_changed)
+        self._store: HistoryKeeper | None = None
 
     async def run(self, lifecycle: Lifecycle) -> None:
         settings = self._settings
-        store = self._store()
+        store = self._store = self._open_store()
         if store is not None:
             await store.start()
         file = self._read_catalog()
+        self._history.on_recall.append(self._recalled)
+        self._recalled()
         host = GrpcHost(
             SERVICE,
             lambda server: model_loader_pb2_grpc.add_ModelLoaderServicer_to_server(self, server),
@@ -102,7 +107,9 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
         self, request: model_loader_pb2.ListResidencyRequest, context: _Context
     ) -> model_loader_pb2.ListResidencyResponse:
         del request, context
-        return model_loader_pb2.ListResidencyResponse(models=self._keeper.residencies())
+        return model_loader_pb2.ListResidencyResponse(
+            models=self._keeper.residencies(self._entries.is_added), workers=self._keeper.memories()
+        )
 
     async def Pin(
         self, request: model_loader_pb2.PinRequest, context: _Context
@@ -112,9 +119,45 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
         except FleetError as error:
             await abort(context, error)
         self._history.pin(request.model, request.pinned)
+        self._keeper.pin(request.model, request.pinned)
+        await self._keep()
         return model_loader_pb2.PinResponse(pinned=request.pinned)
 
-    def _store(self) -> HistoryKeeper | None:
+    async def AddModel(
+        self, request: model_loader_pb2.AddModelRequest, context: _Context
+    ) -> model_loader_pb2.AddModelResponse:
+        try:
+            entry = self._entries.add(request.entry, replace=request.replace)
+        except FleetError as error:
+            await abort(context, error)
+        log.info("model added", model=entry.name, source=entry.source)
+        await self._keep()
+        return model_loader_pb2.AddModelResponse(spec=entry.spec(), revision=self._catalog.revision)
+
+    async def RemoveModel(
+        self, request: model_loader_pb2.RemoveModelRequest, context: _Context
+    ) -> model_loader_pb2.RemoveModelResponse:
+        try:
+            self._entries.remove(request.model)
+        except FleetError as error:
+            await abort(context, error)
+        log.info("model removed", model=request.model)
+        await self._keep()
+        return model_loader_pb2.RemoveModelResponse(revision=self._catalog.revision)
+
+    async def _keep(self) -> None:
+        """What an operator was told is done is in the store, if it takes it: this process may die next."""
+        if self._store is not None:
+            await self._store.exchange()
+
+    def _recalled(self) -> None:
+        """What a store kept, at the start or whenever it comes."""
+        for name, past in self._history.models.items():
+            if past.pinned is not None:
+                self._keeper.pin(name, past.pinned)
+        self._entries.refresh()
+
+    def _open_store(self) -> HistoryKeeper | None:
         settings = self._settings
         if not settings.store:
             return None
@@ -123,16 +166,18 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
     def _read_catalog(self) -> CatalogFile:
         try:
             path = self._settings.catalog or default_path()
-            file = CatalogFile(path, self._settings.catalog_poll_s, self._catalog_read)
+            file = CatalogFile(path, self._settings.catalog_poll_s, self._entries.file_read)
             file.start()
         except CatalogError as error:
             raise StartupError(str(error)) from error
         return file
 
-    def _catalog_read(self, catalog: Catalog) -> None:
-        """A good catalog, the first or a changed one."""
+    def _catalog_changed(self, catalog: Catalog) -> None:
+        """The whole of it, the first or a changed one."""
         specs = catalog.specs()
         revision = self._history.catalog(catalog.digest)
+        if revision == self._catalog.revision:
+            return
         log.info("catalog", models=[spec.name for spec in specs], revision=revision)
         self._keeper.specs = {spec.name: spec for spec in specs}
         self._keeper.residency.catalog(entry.entry() for entry in catalog.entries)

@@ -16,6 +16,7 @@ from tokenfleet.runtime.telemetry import get_logger
 
 MODELS_KEY = "tokenfleet:loader:models"
 CATALOG_KEY = "tokenfleet:loader:catalog"
+ENTRIES_KEY = "tokenfleet:loader:entries"
 WRITE_EVERY_S = 2.0
 
 log = get_logger(__name__)
@@ -26,7 +27,7 @@ class StoreError(Exception):
 
 
 class Store(Protocol):
-    """Two hashes. All methods raise StoreError."""
+    """Hashes. All methods raise StoreError."""
 
     async def read(self, key: str) -> dict[str, str]: ...
 
@@ -82,6 +83,7 @@ class HistoryKeeper:
         self._history = history
         self._recalled = False
         self._away = False
+        self._exchanging = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -99,6 +101,10 @@ class HistoryKeeper:
 
     async def exchange(self) -> None:
         """Reads what was not read yet, then writes what changed; a failure is logged once and tried again."""
+        async with self._exchanging:
+            await self._exchange()
+
+    async def _exchange(self) -> None:
         try:
             if not self._recalled:
                 await self._recall()
@@ -120,14 +126,18 @@ class HistoryKeeper:
     async def _recall(self) -> None:
         models = await self._store.read(MODELS_KEY)
         catalog = await self._store.read(CATALOG_KEY)
+        entries = await self._store.read(ENTRIES_KEY)
         known = {name: history for name, text in models.items() if (history := _parse(name, text))}
-        self._history.recall(known, catalog.get("digest", ""), int(catalog.get("revision", "0")))
         self._recalled = True
+        self._history.recall(known, catalog.get("digest", ""), int(catalog.get("revision", "0")), entries)
 
     async def _write(self) -> None:
         history = self._history
         names, history.changed = history.changed, set()
+        entries, history.entries_changed = history.entries_changed, set()
         try:
+            if entries:
+                await self._store.write(ENTRIES_KEY, {name: history.entries[name] for name in entries})
             if names:
                 fields = {name: json.dumps(asdict(history.of(name))) for name in names}
                 await self._store.write(MODELS_KEY, fields)
@@ -137,6 +147,7 @@ class HistoryKeeper:
                 history.catalog_changed = False
         except StoreError:
             history.changed |= names
+            history.entries_changed |= entries
             raise
 
 

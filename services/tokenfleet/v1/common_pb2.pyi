@@ -452,6 +452,7 @@ class LoadProgress(_message.Message):
     ETA_MS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     stage: Global___LoadProgress.Stage.ValueType
     bytes_done: _builtins.int
@@ -459,6 +460,8 @@ class LoadProgress(_message.Message):
     eta_ms: _builtins.int
     """0: unknown"""
     worker_id: _builtins.str
+    detail: _builtins.str
+    """for people: what it waits for; empty when the stage says it"""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """set in STAGE_FAILED"""
@@ -473,10 +476,11 @@ class LoadProgress(_message.Message):
         eta_ms: _builtins.int = ...,
         failure: Global___Failure | None = ...,
         worker_id: _builtins.str = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "eta_ms", b"eta_ms", "failure", b"failure", "model", b"model", "stage", b"stage", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "detail", b"detail", "eta_ms", b"eta_ms", "failure", b"failure", "model", b"model", "stage", b"stage", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

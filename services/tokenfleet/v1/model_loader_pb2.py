@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tokenfleet.v1 import common_pb2 as tokenfleet_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tokenfleet/v1/model_loader.proto\x12\rtokenfleet.v1\x1a\x1atokenfleet/v1/common.proto\"\x80\x01\n\x13\x45nsureLoadedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1d.tokenfleet.v1.RequestContext\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x18\n\x10\x65xcluded_workers\x18\x04 \x03(\t\"X\n\x14\x45nsureLoadedResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.tokenfleet.v1.LoadProgress\x12\x11\n\tworker_id\x18\x02 \x01(\t\"@\n\rUnloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"o\n\x0eUnloadResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x13\n\x0b\x66reed_bytes\x18\x03 \x01(\x04\x12\'\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x16.tokenfleet.v1.Failure\"\x16\n\x14ListResidencyRequest\"F\n\x15ListResidencyResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.tokenfleet.v1.ModelResidency\"\xef\x02\n\x0eModelResidency\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.tokenfleet.v1.ModelSpec\x12\x33\n\x06places\x18\x02 \x03(\x0b\x32#.tokenfleet.v1.ModelResidency.Place\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\x12\x19\n\x11last_used_unix_ms\x18\x04 \x01(\x04\x12,\n\x07loading\x18\x05 \x01(\x0b\x32\x1b.tokenfleet.v1.LoadProgress\x12*\n\nquarantine\x18\x06 \x01(\x0b\x32\x16.tokenfleet.v1.Failure\x1a{\n\x05Place\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x17\n\x0fresidency_epoch\x18\x03 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\x13\n\x0bworker_name\x18\x06 \x01(\t\"+\n\nPinRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\x1d\n\x0bPinResponse\x12\x0e\n\x06pinned\x18\x01 \x01(\x08\"\x15\n\x13WatchCatalogRequest\"R\n\x14WatchCatalogResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.tokenfleet.v1.ModelSpec\x12\x10\n\x08revision\x18\x02 \x01(\x04\x32\xa6\x03\n\x0bModelLoader\x12Y\n\x0c\x45nsureLoaded\x12\".tokenfleet.v1.EnsureLoadedRequest\x1a#.tokenfleet.v1.EnsureLoadedResponse0\x01\x12G\n\x06Unload\x12\x1c.tokenfleet.v1.UnloadRequest\x1a\x1d.tokenfleet.v1.UnloadResponse0\x01\x12Z\n\rListResidency\x12#.tokenfleet.v1.ListResidencyRequest\x1a$.tokenfleet.v1.ListResidencyResponse\x12<\n\x03Pin\x12\x19.tokenfleet.v1.PinRequest\x1a\x1a.tokenfleet.v1.PinResponse\x12Y\n\x0cWatchCatalog\x12\".tokenfleet.v1.WatchCatalogRequest\x1a#.tokenfleet.v1.WatchCatalogResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tokenfleet/v1/model_loader.proto\x12\rtokenfleet.v1\x1a\x1atokenfleet/v1/common.proto\"\x80\x01\n\x13\x45nsureLoadedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1d.tokenfleet.v1.RequestContext\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x18\n\x10\x65xcluded_workers\x18\x04 \x03(\t\"X\n\x14\x45nsureLoadedResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.tokenfleet.v1.LoadProgress\x12\x11\n\tworker_id\x18\x02 \x01(\t\"@\n\rUnloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"o\n\x0eUnloadResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x13\n\x0b\x66reed_bytes\x18\x03 \x01(\x04\x12\'\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x16.tokenfleet.v1.Failure\"\x16\n\x14ListResidencyRequest\"t\n\x15ListResidencyResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.tokenfleet.v1.ModelResidency\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.tokenfleet.v1.WorkerMemory\"\x80\x01\n\x0cWorkerMemory\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bworker_name\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\x0f\n\x07\x65ngines\x18\x04 \x03(\t\x12\x14\n\x0c\x62udget_bytes\x18\x05 \x01(\x04\x12\x13\n\x0btaken_bytes\x18\x06 \x01(\x04\"\xe3\x03\n\x0eModelResidency\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.tokenfleet.v1.ModelSpec\x12\x33\n\x06places\x18\x02 \x03(\x0b\x32#.tokenfleet.v1.ModelResidency.Place\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\x12\x19\n\x11last_used_unix_ms\x18\x04 \x01(\x04\x12,\n\x07loading\x18\x05 \x01(\x0b\x32\x1b.tokenfleet.v1.LoadProgress\x12*\n\nquarantine\x18\x06 \x01(\x0b\x32\x16.tokenfleet.v1.Failure\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x07 \x01(\x08\x12\r\n\x05loads\x18\x08 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\t \x01(\x04\x12\x14\n\x0clast_load_ms\x18\n \x01(\r\x12\x1a\n\x12wants_memory_bytes\x18\x0b \x01(\x04\x1a\x8c\x01\n\x05Place\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x17\n\x0fresidency_epoch\x18\x03 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\x13\n\x0bworker_name\x18\x06 \x01(\t\x12\x0f\n\x07running\x18\x07 \x01(\r\"+\n\nPinRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\x1d\n\x0bPinResponse\x12\x0e\n\x06pinned\x18\x01 \x01(\x08\"1\n\x0f\x41\x64\x64ModelRequest\x12\r\n\x05\x65ntry\x18\x01 \x01(\t\x12\x0f\n\x07replace\x18\x02 \x01(\x08\"L\n\x10\x41\x64\x64ModelResponse\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x18.tokenfleet.v1.ModelSpec\x12\x10\n\x08revision\x18\x02 \x01(\x04\"#\n\x12RemoveModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\'\n\x13RemoveModelResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"\x15\n\x13WatchCatalogRequest\"R\n\x14WatchCatalogResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.tokenfleet.v1.ModelSpec\x12\x10\n\x08revision\x18\x02 \x01(\x04\x32\xc9\x04\n\x0bModelLoader\x12Y\n\x0c\x45nsureLoaded\x12\".tokenfleet.v1.EnsureLoadedRequest\x1a#.tokenfleet.v1.EnsureLoadedResponse0\x01\x12G\n\x06Unload\x12\x1c.tokenfleet.v1.UnloadRequest\x1a\x1d.tokenfleet.v1.UnloadResponse0\x01\x12Z\n\rListResidency\x12#.tokenfleet.v1.ListResidencyRequest\x1a$.tokenfleet.v1.ListResidencyResponse\x12<\n\x03Pin\x12\x19.tokenfleet.v1.PinRequest\x1a\x1a.tokenfleet.v1.PinResponse\x12K\n\x08\x41\x64\x64Model\x12\x1e.tokenfleet.v1.AddModelRequest\x1a\x1f.tokenfleet.v1.AddModelResponse\x12T\n\x0bRemoveModel\x12!.tokenfleet.v1.RemoveModelRequest\x1a\".tokenfleet.v1.RemoveModelResponse\x12Y\n\x0cWatchCatalog\x12\".tokenfleet.v1.WatchCatalogRequest\x1a#.tokenfleet.v1.WatchCatalogResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,19 +43,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRESIDENCYREQUEST']._serialized_start=479
   _globals['_LISTRESIDENCYREQUEST']._serialized_end=501
   _globals['_LISTRESIDENCYRESPONSE']._serialized_start=503
-  _globals['_LISTRESIDENCYRESPONSE']._serialized_end=573
-  _globals['_MODELRESIDENCY']._serialized_start=576
-  _globals['_MODELRESIDENCY']._serialized_end=943
-  _globals['_MODELRESIDENCY_PLACE']._serialized_start=820
-  _globals['_MODELRESIDENCY_PLACE']._serialized_end=943
-  _globals['_PINREQUEST']._serialized_start=945
-  _globals['_PINREQUEST']._serialized_end=988
-  _globals['_PINRESPONSE']._serialized_start=990
-  _globals['_PINRESPONSE']._serialized_end=1019
-  _globals['_WATCHCATALOGREQUEST']._serialized_start=1021
-  _globals['_WATCHCATALOGREQUEST']._serialized_end=1042
-  _globals['_WATCHCATALOGRESPONSE']._serialized_start=1044
-  _globals['_WATCHCATALOGRESPONSE']._serialized_end=1126
-  _globals['_MODELLOADER']._serialized_start=1129
-  _globals['_MODELLOADER']._serialized_end=1551
+  _globals['_LISTRESIDENCYRESPONSE']._serialized_end=619
+  _globals['_WORKERMEMORY']._serialized_start=622
+  _globals['_WORKERMEMORY']._serialized_end=750
+  _globals['_MODELRESIDENCY']._serialized_start=753
+  _globals['_MODELRESIDENCY']._serialized_end=1236
+  _globals['_MODELRESIDENCY_PLACE']._serialized_start=1096
+  _globals['_MODELRESIDENCY_PLACE']._serialized_end=1236
+  _globals['_PINREQUEST']._serialized_start=1238
+  _globals['_PINREQUEST']._serialized_end=1281
+  _globals['_PINRESPONSE']._serialized_start=1283
+  _globals['_PINRESPONSE']._serialized_end=1312
+  _globals['_ADDMODELREQUEST']._serialized_start=1314
+  _globals['_ADDMODELREQUEST']._serialized_end=1363
+  _globals['_ADDMODELRESPONSE']._serialized_start=1365
+  _globals['_ADDMODELRESPONSE']._serialized_end=1441
+  _globals['_REMOVEMODELREQUEST']._serialized_start=1443
+  _globals['_REMOVEMODELREQUEST']._serialized_end=1478
+  _globals['_REMOVEMODELRESPONSE']._serialized_start=1480
+  _globals['_REMOVEMODELRESPONSE']._serialized_end=1519
+  _globals['_WATCHCATALOGREQUEST']._serialized_start=1521
+  _globals['_WATCHCATALOGREQUEST']._serialized_end=1542
+  _globals['_WATCHCATALOGRESPONSE']._serialized_start=1544
+  _globals['_WATCHCATALOGRESPONSE']._serialized_end=1626
+  _globals['_MODELLOADER']._serialized_start=1629
+  _globals['_MODELLOADER']._serialized_end=2214
 # @@protoc_insertion_point(module_scope)

@@ -150,20 +150,62 @@ class ListResidencyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelResidency]: ...
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerMemory]: ...
     def __init__(
         self,
         *,
         models: _abc.Iterable[Global___ModelResidency] | None = ...,
+        workers: _abc.Iterable[Global___WorkerMemory] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListResidencyResponse: _TypeAlias = ListResidencyResponse  # noqa: Y015
+
+@_typing.final
+class WorkerMemory(_message.Message):
+    """What a worker has for models, and what of it is taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    WORKER_NAME_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    ENGINES_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    TAKEN_BYTES_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    worker_name: _builtins.str
+    zone: _builtins.str
+    budget_bytes: _builtins.int
+    """0: not known"""
+    taken_bytes: _builtins.int
+    @_builtins.property
+    def engines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        worker_name: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        engines: _abc.Iterable[_builtins.str] | None = ...,
+        budget_bytes: _builtins.int = ...,
+        taken_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "engines", b"engines", "taken_bytes", b"taken_bytes", "worker_id", b"worker_id", "worker_name", b"worker_name", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerMemory: _TypeAlias = WorkerMemory  # noqa: Y015
 
 @_typing.final
 class ModelResidency(_message.Message):
@@ -179,6 +221,7 @@ class ModelResidency(_message.Message):
         MEMORY_BYTES_FIELD_NUMBER: _builtins.int
         STATE_FIELD_NUMBER: _builtins.int
         WORKER_NAME_FIELD_NUMBER: _builtins.int
+        RUNNING_FIELD_NUMBER: _builtins.int
         worker_id: _builtins.str
         zone: _builtins.str
         residency_epoch: _builtins.int
@@ -186,6 +229,8 @@ class ModelResidency(_message.Message):
         state: _builtins.str
         """loading, ready, unloading, asleep, failed"""
         worker_name: _builtins.str
+        running: _builtins.int
+        """sequences, at the worker's last word"""
         def __init__(
             self,
             *,
@@ -195,10 +240,11 @@ class ModelResidency(_message.Message):
             memory_bytes: _builtins.int = ...,
             state: _builtins.str = ...,
             worker_name: _builtins.str = ...,
+            running: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "residency_epoch", b"residency_epoch", "state", b"state", "worker_id", b"worker_id", "worker_name", b"worker_name", "zone", b"zone"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "residency_epoch", b"residency_epoch", "running", b"running", "state", b"state", "worker_id", b"worker_id", "worker_name", b"worker_name", "zone", b"zone"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -208,9 +254,24 @@ class ModelResidency(_message.Message):
     LAST_USED_UNIX_MS_FIELD_NUMBER: _builtins.int
     LOADING_FIELD_NUMBER: _builtins.int
     QUARANTINE_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    LAST_LOAD_MS_FIELD_NUMBER: _builtins.int
+    WANTS_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     pinned: _builtins.bool
     last_used_unix_ms: _builtins.int
     """0: never"""
+    added: _builtins.bool
+    """by AddModel, not in the catalog file"""
+    loads: _builtins.int
+    """that succeeded"""
+    failures: _builtins.int
+    """loads that did not"""
+    last_load_ms: _builtins.int
+    """how long the last one took"""
+    wants_memory_bytes: _builtins.int
+    """it is wanted, and this is what it would take somewhere: a hint to scale up"""
     @_builtins.property
     def spec(self) -> _common_pb2.ModelSpec: ...
     @_builtins.property
@@ -230,10 +291,15 @@ class ModelResidency(_message.Message):
         last_used_unix_ms: _builtins.int = ...,
         loading: _common_pb2.LoadProgress | None = ...,
         quarantine: _common_pb2.Failure | None = ...,
+        added: _builtins.bool = ...,
+        loads: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        last_load_ms: _builtins.int = ...,
+        wants_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["loading", b"loading", "quarantine", b"quarantine", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_used_unix_ms", b"last_used_unix_ms", "loading", b"loading", "pinned", b"pinned", "places", b"places", "quarantine", b"quarantine", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "failures", b"failures", "last_load_ms", b"last_load_ms", "last_used_unix_ms", b"last_used_unix_ms", "loading", b"loading", "loads", b"loads", "pinned", b"pinned", "places", b"places", "quarantine", b"quarantine", "spec", b"spec", "wants_memory_bytes", b"wants_memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,6 +345,92 @@ class PinResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PinResponse: _TypeAlias = PinResponse  # noqa: Y015
+
+@_typing.final
+class AddModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    entry: _builtins.str
+    """one entry of the catalog file, YAML or JSON"""
+    replace: _builtins.bool
+    """an entry that was added under that name before"""
+    def __init__(
+        self,
+        *,
+        entry: _builtins.str = ...,
+        replace: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "replace", b"replace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddModelRequest: _TypeAlias = AddModelRequest  # noqa: Y015
+
+@_typing.final
+class AddModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """of the catalog"""
+    @_builtins.property
+    def spec(self) -> _common_pb2.ModelSpec: ...
+    def __init__(
+        self,
+        *,
+        spec: _common_pb2.ModelSpec | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddModelResponse: _TypeAlias = AddModelResponse  # noqa: Y015
+
+@_typing.final
+class RemoveModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveModelRequest: _TypeAlias = RemoveModelRequest  # noqa: Y015
+
+@_typing.final
+class RemoveModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveModelResponse: _TypeAlias = RemoveModelResponse  # noqa: Y015
 
 @_typing.final
 class WatchCatalogRequest(_message.Message):

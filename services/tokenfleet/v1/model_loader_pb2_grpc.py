@@ -54,6 +54,16 @@ class ModelLoaderStub:
                 request_serializer=tokenfleet_dot_v1_dot_model__loader__pb2.PinRequest.SerializeToString,
                 response_deserializer=tokenfleet_dot_v1_dot_model__loader__pb2.PinResponse.FromString,
                 _registered_method=True)
+        self.AddModel = channel.unary_unary(
+                '/tokenfleet.v1.ModelLoader/AddModel',
+                request_serializer=tokenfleet_dot_v1_dot_model__loader__pb2.AddModelRequest.SerializeToString,
+                response_deserializer=tokenfleet_dot_v1_dot_model__loader__pb2.AddModelResponse.FromString,
+                _registered_method=True)
+        self.RemoveModel = channel.unary_unary(
+                '/tokenfleet.v1.ModelLoader/RemoveModel',
+                request_serializer=tokenfleet_dot_v1_dot_model__loader__pb2.RemoveModelRequest.SerializeToString,
+                response_deserializer=tokenfleet_dot_v1_dot_model__loader__pb2.RemoveModelResponse.FromString,
+                _registered_method=True)
         self.WatchCatalog = channel.unary_stream(
                 '/tokenfleet.v1.ModelLoader/WatchCatalog',
                 request_serializer=tokenfleet_dot_v1_dot_model__loader__pb2.WatchCatalogRequest.SerializeToString,
@@ -72,7 +82,8 @@ class ModelLoaderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One response for each worker that holds the model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -84,7 +95,22 @@ class ModelLoaderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Pin(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """A pinned model is kept loaded, and no other takes its memory; an unpinned one goes when memory is needed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddModel(self, request, context):
+        """Adds an entry to those of the catalog file; the loader keeps it in its store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveModel(self, request, context):
+        """Takes out what AddModel added; where it is loaded, it is unloaded as soon as nobody uses it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -118,6 +144,16 @@ def add_ModelLoaderServicer_to_server(servicer, server):
                     servicer.Pin,
                     request_deserializer=tokenfleet_dot_v1_dot_model__loader__pb2.PinRequest.FromString,
                     response_serializer=tokenfleet_dot_v1_dot_model__loader__pb2.PinResponse.SerializeToString,
+            ),
+            'AddModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddModel,
+                    request_deserializer=tokenfleet_dot_v1_dot_model__loader__pb2.AddModelRequest.FromString,
+                    response_serializer=tokenfleet_dot_v1_dot_model__loader__pb2.AddModelResponse.SerializeToString,
+            ),
+            'RemoveModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveModel,
+                    request_deserializer=tokenfleet_dot_v1_dot_model__loader__pb2.RemoveModelRequest.FromString,
+                    response_serializer=tokenfleet_dot_v1_dot_model__loader__pb2.RemoveModelResponse.SerializeToString,
             ),
             'WatchCatalog': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchCatalog,
@@ -233,6 +269,60 @@ class ModelLoader:
             '/tokenfleet.v1.ModelLoader/Pin',
             tokenfleet_dot_v1_dot_model__loader__pb2.PinRequest.SerializeToString,
             tokenfleet_dot_v1_dot_model__loader__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenfleet.v1.ModelLoader/AddModel',
+            tokenfleet_dot_v1_dot_model__loader__pb2.AddModelRequest.SerializeToString,
+            tokenfleet_dot_v1_dot_model__loader__pb2.AddModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenfleet.v1.ModelLoader/RemoveModel',
+            tokenfleet_dot_v1_dot_model__loader__pb2.RemoveModelRequest.SerializeToString,
+            tokenfleet_dot_v1_dot_model__loader__pb2.RemoveModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,8 +34,14 @@ class ModelLoaderStub:
     EnsureLoaded: _grpc.UnaryStreamMultiCallable[_model_loader_pb2.EnsureLoadedRequest, _model_loader_pb2.EnsureLoadedResponse]
     """Progress until STAGE_READY or STAGE_FAILED. Concurrent calls for one model share one load."""
     Unload: _grpc.UnaryStreamMultiCallable[_model_loader_pb2.UnloadRequest, _model_loader_pb2.UnloadResponse]
+    """One response for each worker that holds the model."""
     ListResidency: _grpc.UnaryUnaryMultiCallable[_model_loader_pb2.ListResidencyRequest, _model_loader_pb2.ListResidencyResponse]
     Pin: _grpc.UnaryUnaryMultiCallable[_model_loader_pb2.PinRequest, _model_loader_pb2.PinResponse]
+    """A pinned model is kept loaded, and no other takes its memory; an unpinned one goes when memory is needed."""
+    AddModel: _grpc.UnaryUnaryMultiCallable[_model_loader_pb2.AddModelRequest, _model_loader_pb2.AddModelResponse]
+    """Adds an entry to those of the catalog file; the loader keeps it in its store."""
+    RemoveModel: _grpc.UnaryUnaryMultiCallable[_model_loader_pb2.RemoveModelRequest, _model_loader_pb2.RemoveModelResponse]
+    """Takes out what AddModel added; where it is loaded, it is unloaded as soon as nobody uses it."""
     WatchCatalog: _grpc.UnaryStreamMultiCallable[_model_loader_pb2.WatchCatalogRequest, _model_loader_pb2.WatchCatalogResponse]
     """The catalog, and again whenever it changes."""
 
@@ -45,8 +51,14 @@ class ModelLoaderAsyncStub(ModelLoaderStub):
     EnsureLoaded: _aio.UnaryStreamMultiCallable[_model_loader_pb2.EnsureLoadedRequest, _model_loader_pb2.EnsureLoadedResponse]  # type: ignore[assignment]
     """Progress until STAGE_READY or STAGE_FAILED. Concurrent calls for one model share one load."""
     Unload: _aio.UnaryStreamMultiCallable[_model_loader_pb2.UnloadRequest, _model_loader_pb2.UnloadResponse]  # type: ignore[assignment]
+    """One response for each worker that holds the model."""
     ListResidency: _aio.UnaryUnaryMultiCallable[_model_loader_pb2.ListResidencyRequest, _model_loader_pb2.ListResidencyResponse]  # type: ignore[assignment]
     Pin: _aio.UnaryUnaryMultiCallable[_model_loader_pb2.PinRequest, _model_loader_pb2.PinResponse]  # type: ignore[assignment]
+    """A pinned model is kept loaded, and no other takes its memory; an unpinned one goes when memory is needed."""
+    AddModel: _aio.UnaryUnaryMultiCallable[_model_loader_pb2.AddModelRequest, _model_loader_pb2.AddModelResponse]  # type: ignore[assignment]
+    """Adds an entry to those of the catalog file; the loader keeps it in its store."""
+    RemoveModel: _aio.UnaryUnaryMultiCallable[_model_loader_pb2.RemoveModelRequest, _model_loader_pb2.RemoveModelResponse]  # type: ignore[assignment]
+    """Takes out what AddModel added; where it is loaded, it is unloaded as soon as nobody uses it."""
     WatchCatalog: _aio.UnaryStreamMultiCallable[_model_loader_pb2.WatchCatalogRequest, _model_loader_pb2.WatchCatalogResponse]  # type: ignore[assignment]
     """The catalog, and again whenever it changes."""
 
@@ -64,7 +76,8 @@ class ModelLoaderServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _model_loader_pb2.UnloadRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_model_loader_pb2.UnloadResponse], _abc.AsyncIterator[_model_loader_pb2.UnloadResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_model_loader_pb2.UnloadResponse], _abc.AsyncIterator[_model_loader_pb2.UnloadResponse]]:
+        """One response for each worker that holds the model."""
 
     @_abc_1.abstractmethod
     def ListResidency(
@@ -78,7 +91,24 @@ class ModelLoaderServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _model_loader_pb2.PinRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_model_loader_pb2.PinResponse, _abc.Awaitable[_model_loader_pb2.PinResponse]]: ...
+    ) -> _typing.Union[_model_loader_pb2.PinResponse, _abc.Awaitable[_model_loader_pb2.PinResponse]]:
+        """A pinned model is kept loaded, and no other takes its memory; an unpinned one goes when memory is needed."""
+
+    @_abc_1.abstractmethod
+    def AddModel(
+        self,
+        request: _model_loader_pb2.AddModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_loader_pb2.AddModelResponse, _abc.Awaitable[_model_loader_pb2.AddModelResponse]]:
+        """Adds an entry to those of the catalog file; the loader keeps it in its store."""
+
+    @_abc_1.abstractmethod
+    def RemoveModel(
+        self,
+        request: _model_loader_pb2.RemoveModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_loader_pb2.RemoveModelResponse, _abc.Awaitable[_model_loader_pb2.RemoveModelResponse]]:
+        """Takes out what AddModel added; where it is loaded, it is unloaded as soon as nobody uses it."""
 
     @_abc_1.abstractmethod
     def WatchCatalog(

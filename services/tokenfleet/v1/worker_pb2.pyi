@@ -561,6 +561,8 @@ class ResidentModel(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    SLEEP_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     state: Global___ResidentModel.State.ValueType
     residency_epoch: _builtins.int
@@ -575,6 +577,8 @@ class ResidentModel(_message.Message):
     """leases: sequences admitted and not finished"""
     context_length: _builtins.int
     """tokens"""
+    reserved_bytes: _builtins.int
+    """of the worker's budget, which may be more than it occupies"""
     @_builtins.property
     def fingerprint(self) -> _common_pb2.Fingerprint: ...
     @_builtins.property
@@ -582,6 +586,10 @@ class ResidentModel(_message.Message):
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """logprobs, json_schema, seed, cache_events …"""
+
+    @_builtins.property
+    def sleep(self) -> Global___SleepCosts:
+        """where the engine can sleep"""
 
     def __init__(
         self,
@@ -598,14 +606,41 @@ class ResidentModel(_message.Message):
         failure: _common_pb2.Failure | None = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
         context_length: _builtins.int = ...,
+        reserved_bytes: _builtins.int = ...,
+        sleep: Global___SleepCosts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "fingerprint", b"fingerprint"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "fingerprint", b"fingerprint", "sleep", b"sleep"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "context_length", b"context_length", "failure", b"failure", "features", b"features", "fingerprint", b"fingerprint", "kv_blocks_total", b"kv_blocks_total", "max_sequences", b"max_sequences", "memory_bytes", b"memory_bytes", "model", b"model", "residency_epoch", b"residency_epoch", "running", b"running", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "context_length", b"context_length", "failure", b"failure", "features", b"features", "fingerprint", b"fingerprint", "kv_blocks_total", b"kv_blocks_total", "max_sequences", b"max_sequences", "memory_bytes", b"memory_bytes", "model", b"model", "reserved_bytes", b"reserved_bytes", "residency_epoch", b"residency_epoch", "running", b"running", "sleep", b"sleep", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResidentModel: _TypeAlias = ResidentModel  # noqa: Y015
+
+@_typing.final
+class SleepCosts(_message.Message):
+    """What it means to put an engine to sleep instead of unloading it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASLEEP_BYTES_FIELD_NUMBER: _builtins.int
+    WAKE_MS_FIELD_NUMBER: _builtins.int
+    asleep_bytes: _builtins.int
+    """of the budget that it keeps"""
+    wake_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        asleep_bytes: _builtins.int = ...,
+        wake_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asleep_bytes", b"asleep_bytes", "wake_ms", b"wake_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SleepCosts: _TypeAlias = SleepCosts  # noqa: Y015
 
 @_typing.final
 class Accelerator(_message.Message):
@@ -668,6 +703,8 @@ class LoadSample(_message.Message):
         STEP_BATCH_FIELD_NUMBER: _builtins.int
         STEP_PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
         STEP_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+        ARRIVALS_FIELD_NUMBER: _builtins.int
+        IDLE_MS_FIELD_NUMBER: _builtins.int
         model: _builtins.str
         running: _builtins.int
         waiting: _builtins.int
@@ -676,6 +713,10 @@ class LoadSample(_message.Message):
         """admitted or waiting, not yet computed"""
         context_tokens: _builtins.int
         """sum over running sequences"""
+        arrivals: _builtins.int
+        """sequences that came since the model was loaded"""
+        idle_ms: _builtins.int
+        """since the last one ended, or since it was loaded; 0 while one runs"""
         @_builtins.property
         def step_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
             """The speed of steps since the last sample; parallel arrays."""
@@ -699,10 +740,12 @@ class LoadSample(_message.Message):
             step_batch: _abc.Iterable[_builtins.int] | None = ...,
             step_prefill_tokens: _abc.Iterable[_builtins.int] | None = ...,
             step_context_tokens: _abc.Iterable[_builtins.int] | None = ...,
+            arrivals: _builtins.int = ...,
+            idle_ms: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kv_blocks_used", b"kv_blocks_used", "model", b"model", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_batch", b"step_batch", "step_context_tokens", b"step_context_tokens", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "waiting", b"waiting"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "context_tokens", b"context_tokens", "idle_ms", b"idle_ms", "kv_blocks_used", b"kv_blocks_used", "model", b"model", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_batch", b"step_batch", "step_context_tokens", b"step_context_tokens", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "waiting", b"waiting"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -874,21 +917,29 @@ class UnloadModelRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     RESIDENCY_EPOCH_FIELD_NUMBER: _builtins.int
     IF_IDLE_FIELD_NUMBER: _builtins.int
+    IDLE_MS_FIELD_NUMBER: _builtins.int
+    SLEEP_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     residency_epoch: _builtins.int
     """refused when another load came in between"""
     if_idle: _builtins.bool
-    """refused while sequences run"""
+    """refused while sequences run, and where one comes before the last moment"""
+    idle_ms: _builtins.int
+    """with if_idle: refused also when it was used more lately than that"""
+    sleep: _builtins.bool
+    """keeps what makes the next load fast, where the engine can"""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         residency_epoch: _builtins.int = ...,
         if_idle: _builtins.bool = ...,
+        idle_ms: _builtins.int = ...,
+        sleep: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["if_idle", b"if_idle", "model", b"model", "residency_epoch", b"residency_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_ms", b"idle_ms", "if_idle", b"if_idle", "model", b"model", "residency_epoch", b"residency_epoch", "sleep", b"sleep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -907,29 +958,35 @@ class UnloadModelResponse(_message.Message):
         STAGE_UNSPECIFIED: UnloadModelResponse._Stage.ValueType  # 0
         STAGE_DRAINING: UnloadModelResponse._Stage.ValueType  # 1
         STAGE_UNLOADED: UnloadModelResponse._Stage.ValueType  # 2
+        STAGE_ASLEEP: UnloadModelResponse._Stage.ValueType  # 3
 
     class Stage(_Stage, metaclass=_StageEnumTypeWrapper): ...
     STAGE_UNSPECIFIED: UnloadModelResponse.Stage.ValueType  # 0
     STAGE_DRAINING: UnloadModelResponse.Stage.ValueType  # 1
     STAGE_UNLOADED: UnloadModelResponse.Stage.ValueType  # 2
+    STAGE_ASLEEP: UnloadModelResponse.Stage.ValueType  # 3
 
     STAGE_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     FREED_BYTES_FIELD_NUMBER: _builtins.int
+    MISSING_BYTES_FIELD_NUMBER: _builtins.int
     stage: Global___UnloadModelResponse.Stage.ValueType
     running: _builtins.int
     freed_bytes: _builtins.int
     """measured"""
+    missing_bytes: _builtins.int
+    """that did not come back; the worker's budget is less by so much"""
     def __init__(
         self,
         *,
         stage: Global___UnloadModelResponse.Stage.ValueType = ...,
         running: _builtins.int = ...,
         freed_bytes: _builtins.int = ...,
+        missing_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "running", b"running", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "missing_bytes", b"missing_bytes", "running", b"running", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

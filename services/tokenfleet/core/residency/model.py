@@ -107,8 +107,11 @@ class Host:
         """What the budget leaves; infinite when the worker names none."""
         if not self.facts.memory_budget_bytes:
             return math.inf
-        taken = sum(place.memory_bytes for place in self.places.values() if not place.absent)
-        return self.facts.memory_budget_bytes - taken
+        return self.facts.memory_budget_bytes - self.taken_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        return sum(place.memory_bytes for place in self.places.values() if not place.absent)
 
 
 @dataclass(slots=True, frozen=True)

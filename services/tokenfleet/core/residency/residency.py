@@ -32,6 +32,7 @@ class Residency:
         self._awaited_since = -math.inf  # when a worker last left whose successor may come to another address
         self._demands = Demands()
         self._withheld: set[tuple[str, str]] = set()  # model and worker that it was unloaded from
+        self._pins: dict[str, bool] = {}  # what operators said
 
     # -- what is told ------------------------------------------------------------------------------
 
@@ -42,6 +43,14 @@ class Residency:
             if self.entries.get(name) != entry:
                 self.backoff.forgive(name)
         self.entries = told
+
+    def pin(self, model: str, pinned: bool) -> None:
+        """An operator's word, which is above the entry's policy."""
+        self._pins[model] = pinned
+
+    def pinned(self, model: str) -> bool:
+        entry = self.entries.get(model)
+        return self._pins.get(model, entry is not None and entry.warm)
 
     def expect(self, target: str, now: float) -> None:
         """There shall be a worker at that address."""
@@ -122,7 +131,7 @@ class Residency:
                 self._demands.settled(demand)
                 settlements.append(settlement)
         for entry in self.entries.values():
-            if entry.warm:
+            if self.pinned(entry.name):
                 self._keep_warm(entry, orders, now)
         return orders, settlements
 
@@ -154,7 +163,8 @@ class Residency:
             host.usable and (host.holds(entry.name, PlaceState.READY) or host.busy_with(entry.name))
             for host in hosts
         )
-        missing = entry.replicas - there if entry.replicas else len(hosts)
+        wanted = entry.replicas or (0 if entry.warm else 1)
+        missing = wanted - there if wanted else len(hosts)
         for host in self._fitting(entry, hosts, now)[: max(0, missing)]:
             self._order(entry, host, orders, now)
 
