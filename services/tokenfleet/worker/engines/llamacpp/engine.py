@@ -25,6 +25,7 @@ from tokenfleet.worker.engines.base import (
     Sink,
     load_failed,
 )
+from tokenfleet.worker.engines.hosted.lives import Lives
 from tokenfleet.worker.engines.llamacpp.process import LlamaProcess
 from tokenfleet.worker.engines.llamacpp.recovery import Recovery
 from tokenfleet.worker.engines.llamacpp.request import check_supported, completion_body
@@ -35,10 +36,6 @@ from tokenfleet.worker.engines.step_log import StepLog
 
 # KV tokens that a slot has on average, when the entry does not say.
 TOKENS_PER_SLOT = 1_024
-FIRST_BACKOFF_S = 0.5
-LONGEST_BACKOFF_S = 30.0
-# An engine that lived so long starts anew with the first back-off.
-HEALTHY_S = 60.0
 WATCHDOG_S = 1.0
 # How long the kernel may take to report the death of a process whose connections broke.
 EXIT_NOTICE_S = 1.0
@@ -69,10 +66,7 @@ class LlamaCppEngine:
         self._loop = asyncio.get_running_loop()
         self._clock = StepClock(self.steps)
         self._process: LlamaProcess | None = None
-        self._restarting: asyncio.Task[None] | None = None
-        self._up = False
-        self._failures = 0
-        self._up_since = 0.0
+        self._lives = Lives(self._start, self._returned)
         self._last_sign = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[Any]] = set()
@@ -99,7 +93,9 @@ class LlamaCppEngine:
             "n_gpu_layers": arguments.n_gpu_layers,
         }
         self._scheduler = Scheduler(arguments.n_parallel, kv_tokens)
-        process = await self._start()
+        await self._lives.begin()
+        process = self._process
+        assert process is not None
         meta = await asyncio.to_thread(process.model_facts)
         if meta["n_vocab"] < model.vocabulary.size:
             raise load_failed(
@@ -121,7 +117,7 @@ class LlamaCppEngine:
         )
 
     def submit(self, generation: Generation) -> None:
-        if not self._up:
+        if not self._lives.up:
             raise FleetError(common_pb2.REASON_NOT_RESIDENT, "the engine is being restarted")
         check_supported(generation)
         self._scheduler.add(Job(generation, time.monotonic()))
@@ -136,7 +132,7 @@ class LlamaCppEngine:
         return job.finished(common_pb2.FINISH_REASON_CANCELLED)
 
     def restart(self, cause: str) -> None:
-        if self._up and self._process is not None:
+        if self._lives.up and self._process is not None:
             self._process.kill(cause)
 
     def load_now(self) -> EngineLoad:
@@ -151,10 +147,7 @@ class LlamaCppEngine:
         )
 
     async def unload(self) -> int:
-        self._up = False
-        if self._restarting is not None:
-            self._restarting.cancel()
-            await asyncio.gather(self._restarting, return_exceptions=True)
+        await self._lives.end()
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._process is None:
@@ -301,16 +294,18 @@ class LlamaCppEngine:
 
     # The child process
 
-    async def _start(self) -> LlamaProcess:
+    async def _start(self) -> None:
         process = self._process = LlamaProcess(self._on_exit)
-        await process.start(self._config, self._arguments.start_timeout_s)
-        self._up = True
-        self._up_since = time.monotonic()
-        return process
+        config = {**self._config, "socket": process.socket}
+        await process.start(config, self._arguments.start_timeout_s)
 
-    def _on_exit(self, process: LlamaProcess) -> None:
+    def _returned(self) -> None:
+        self._sink.engine_up()
+
+    def _on_exit(self) -> None:
         """The child is gone: its sequences may go on elsewhere, and a new child is started."""
-        self._up = False
+        process = self._process
+        assert process is not None
         failure = FleetError(common_pb2.REASON_ENGINE_FAILED, f"engine llamacpp died: {process.last_words()}")
         for job in self._scheduler.drain():
             self._hang_up(job)
@@ -318,21 +313,7 @@ class LlamaCppEngine:
         self._clock.idle()
         self._flush()
         self._sink.engine_down(process.kill_cause or "died", failure)
-        self._restarting = asyncio.create_task(self._restart())
-
-    async def _restart(self) -> None:
-        if time.monotonic() - self._up_since > HEALTHY_S:
-            self._failures = 0
-        while True:
-            await asyncio.sleep(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2**self._failures))
-            self._failures += 1
-            try:
-                await self._start()
-            except FleetError as error:
-                log.warning("engine does not start again", detail=error.message, failures=self._failures)
-            else:
-                self._sink.engine_up()
-                return
+        self._lives.died()
 
     def _watch_for_stalls(self) -> None:
         if self._watchdog is None and self._scheduler.running:
