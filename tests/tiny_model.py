@@ -1,5 +1,6 @@
-"""A model file of a few kilobytes: a real gguf header with a small byte-level vocabulary, and no weights."""
+"""A model file of a few kilobytes: a real gguf header with a small byte-level vocabulary, no real weights."""
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ CHAT_TEMPLATE = (
 )
 
 _U32, _BOOL, _STRING, _ARRAY, _I32 = 4, 7, 8, 9, 5
+_I8_TENSOR = 24
 
 
 def tokens() -> list[str]:
@@ -48,12 +50,30 @@ def write_gguf(path: Path, **changes: Any) -> Path:
     """`changes` replace keys of the metadata; None removes one."""
     values = {**metadata(), **changes}
     values = {key: value for key, value in values.items() if value is not None}
-    content = [b"GGUF", struct.pack("<IQQ", 3, 0, len(values))]
+    path.write_bytes(_header(values, tensors=0))
+    return path
+
+
+def gguf(weights: bytes) -> bytes:
+    """A whole file, whose only tensor is these bytes."""
+    tensor = struct.pack("<IQIQ", 1, len(weights), _I8_TENSOR, 0)
+    header = _header(metadata(), tensors=1) + _string("weights") + tensor
+    return header + bytes(-len(header) % 32) + weights
+
+
+def safetensors(weights: bytes) -> bytes:
+    """A whole file, whose only tensor is these bytes."""
+    tensor = {"dtype": "I8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, "weights": tensor}).encode()
+    return struct.pack("<Q", len(header)) + header + weights
+
+
+def _header(values: dict[str, Any], tensors: int) -> bytes:
+    content = [b"GGUF", struct.pack("<IQQ", 3, tensors, len(values))]
     for key, value in values.items():
         kind, packed = _packed(value)
         content += [_string(key), struct.pack("<I", kind), packed]
-    path.write_bytes(b"".join(content))
-    return path
+    return b"".join(content)
 
 
 def _string(text: str) -> bytes:

@@ -41,7 +41,7 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServicer):
     def __init__(self, settings: TokenizerSettings) -> None:
         self._settings = settings
         self._stopping = False
-        self._cache = ModelCache(settings.cache_dir)
+        self._cache = ModelCache(settings.cache_dir, settings.cache_bytes)
         self._catalog = CatalogWatch(settings.loader)
         self._registry = ModelRegistry(self._catalog, self._load)
         self._queue = EncodeQueue(
@@ -113,8 +113,11 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServicer):
 
     def _load(self, spec: common_pb2.ModelSpec) -> LoadedModel:
         """On a thread: fetches and opens one entry's tokenizer."""
-        bundle = self._cache.tokenizer(spec, self._progress)
-        return open_model(spec, bundle, self._settings.backend, self._settings.prefix_cache_bytes)
+        try:
+            bundle = self._cache.tokenizer(spec, self._progress)
+            return open_model(spec, bundle, self._settings.backend, self._settings.prefix_cache_bytes)
+        finally:
+            self._cache.release(spec.name)  # all of it is in memory now
 
     def _progress(self, stage: common_pb2.LoadProgress.Stage.ValueType, done: int, total: int) -> None:
         if self._stopping:

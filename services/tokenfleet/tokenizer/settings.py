@@ -19,6 +19,9 @@ class TokenizerSettings(ServiceSettings):
     listen: str = Field("127.0.0.1:8082", description="host:port of the gRPC server; port 0: a free one")
     loader: str = Field("127.0.0.1:8085", description="host:port of the model-loader, for the catalog")
     cache_dir: Path = Field(default_factory=default_cache_dir, description="where models are kept")
+    cache_bytes: int = Field(
+        0, ge=0, description="what models may take there; the least recently used go; 0: no bound"
+    )
     processes: int = Field(1, ge=1, le=256, description="processes that share the port")
     backend: str = Field(
         "auto",

@@ -39,7 +39,7 @@ class WorkerHost:
         cache = CacheLog(self.dispatcher.changed.notify)
         self.watch = WatchHub(self.describe, residents.values, self.dispatcher.changed, cache)
         self.residency = Residency(
-            ModelCache(settings.cache_dir),
+            ModelCache(settings.cache_dir, settings.cache_bytes),
             self.dispatcher,
             residents,
             cache,

@@ -175,6 +175,7 @@ class Residency:
             if resident.engine is not None:
                 await resident.engine.unload()
                 resident.engine = None
+            self._cache.release(spec.name)
             raise
         resident.state = State.STATE_READY
         freeze_heap()
@@ -237,6 +238,7 @@ class Residency:
     async def _remove(self, resident: Resident) -> int:
         freed = await resident.engine.unload() if resident.engine is not None else 0
         self.residents.pop(resident.name, None)
+        self._cache.release(resident.name)
         self._cache_log.cleared(resident.name)
         log.info("model unloaded", model=resident.name, epoch=resident.epoch, freed_bytes=freed)
         self._changed()

