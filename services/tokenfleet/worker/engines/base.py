@@ -110,9 +110,11 @@ class Engine(Protocol):
     """One model on one engine. An instance is loaded once and unloaded once."""
 
     needs_weights: ClassVar[bool]
-    # Of "logprobs", "json_schema", "seed", "min_tokens", "cache_events": what a request may ask for.
-    features: ClassVar[frozenset[str]]
     steps: StepLog
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Of "logprobs", "json_schema", "seed", "min_tokens", "cache_events": what a request may ask for."""
 
     async def load(self, model: ModelFiles, sink: Sink) -> EngineFacts:
         """Brings the engine up. Raises FleetError with the engine's own words."""

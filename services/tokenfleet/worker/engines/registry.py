@@ -11,6 +11,7 @@ from tokenfleet.worker.engines.base import EngineFactory
 
 ENGINES = {
     "llamacpp": "tokenfleet.worker.engines.llamacpp.engine:LlamaCppEngine",
+    "remote": "tokenfleet.worker.engines.remote.engine:RemoteEngine",
     "sim": "tokenfleet.worker.engines.sim:SimEngine",
 }
 
