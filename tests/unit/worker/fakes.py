@@ -53,6 +53,7 @@ class FakeLink:
 
 class FakeEngine:
     needs_weights: ClassVar[bool] = False
+    needs_folder: ClassVar[bool] = False
     features: ClassVar[frozenset[str]] = frozenset({"min_tokens"})
 
     def __init__(self, threads: int = 1) -> None:

@@ -7,6 +7,7 @@ Layout below the root; a path is a function of the source alone, so it stays the
     files/hf/<org>--<name>/refs/<key>                      the commit that a branch or tag was resolved to
     files/hf/<org>--<name>/<commit>/<key>/content/…        what a hub gave, and manifest.json beside it
     tokenizers/<key>/tokenizer.json, bundle.json           converted from a gguf
+    converted/<key>/                                       a gguf as a folder, for engines that read these
     digests/<key>                                          digests of files that lie outside the cache
     leases/…                                               who uses what, and when it was last wanted
     staging/<key>/  locks/<key>.lock                       work in progress, and who does it
@@ -28,7 +29,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from tokenfleet.runtime.models import gguf_tokenizer, hub, pip_wheel
+from tokenfleet.runtime.models import gguf_folder, gguf_tokenizer, hub, pip_wheel
 from tokenfleet.runtime.models.bundle import (
     TokenizerBundle,
     folder_bundle,
@@ -79,6 +80,31 @@ class ModelCache:
                 )
             check_weights(path)
         return path
+
+    def folder(self, spec: common_pb2.ModelSpec, progress: Progress = no_progress) -> Path:
+        """The entry's weights as a folder in Hugging Face's layout, converted where they are a gguf.
+
+        Raises FleetError as `weights` does.
+        """
+        weights = self.weights(spec, progress)
+        if weights.suffix != ".gguf":
+            return weights if weights.is_dir() else weights.parent
+        bundle = self.tokenizer(spec, progress)
+        key = _key(f"{_identity(weights)}\0{gguf_folder.CONVERTER_VERSION}\0{bundle.digest}")
+        folder = self._root / "converted" / key
+        what = f"{spec.name}, converted"
+        self._room.hold(folder, spec.name)
+        if folder.is_dir():
+            return folder
+        with self._alone(key, 0, no_progress, size_of) as staging:
+            if folder.is_dir():
+                return folder
+            with self._writing(what, staging, 0):
+                gguf_folder.convert(weights, bundle, staging)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            staging.replace(folder)
+        self._room.settle(folder, what)
+        return folder
 
     def tokenizer(self, spec: common_pb2.ModelSpec, progress: Progress = no_progress) -> TokenizerBundle:
         """The entry's tokenizer, from `tokenizer_source` or else from what the weights carry.
@@ -234,9 +260,7 @@ class ModelCache:
         return self._converted(path, user)
 
     def _converted(self, gguf: Path, user: str) -> TokenizerBundle:
-        status = gguf.stat()
-        version = gguf_tokenizer.CONVERTER_VERSION
-        key = _key(f"{gguf}\0{status.st_size}\0{status.st_mtime_ns}\0{version}")
+        key = _key(f"{_identity(gguf)}\0{gguf_tokenizer.CONVERTER_VERSION}")
         folder = self._root / "tokenizers" / key
         self._room.hold(folder, user)
         if (bundle := stored_bundle(folder)) is not None:
@@ -332,6 +356,11 @@ def _common_folder(paths: Iterable[str]) -> PurePosixPath:
 
 def _nothing_there(path: Path) -> Exception:
     return load_failed(f"source file://{path} does not exist on this node")
+
+
+def _identity(file: Path) -> str:
+    status = file.stat()
+    return f"{file}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _weights_bytes(spec: common_pb2.ModelSpec) -> int:

@@ -110,6 +110,7 @@ class Engine(Protocol):
     """One model on one engine. An instance is loaded once and unloaded once."""
 
     needs_weights: ClassVar[bool]
+    needs_folder: ClassVar[bool]  # as a folder in Hugging Face's layout; a gguf is converted
     steps: StepLog
 
     @property

@@ -101,6 +101,7 @@ class SimArguments(EngineArguments):
 
 class SimEngine:
     needs_weights: ClassVar[bool] = False
+    needs_folder: ClassVar[bool] = False
     features: ClassVar[frozenset[str]] = frozenset({"cache_events", "min_tokens", "seed"})
 
     def __init__(self, threads: int = 1) -> None:

@@ -98,6 +98,7 @@ class HostedEngine:
     """Base of the engines that live in such a child. They implement `host` and say their `features`."""
 
     needs_weights: ClassVar[bool] = True
+    needs_folder: ClassVar[bool] = False
     features: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, threads: int) -> None:
@@ -221,10 +222,11 @@ class HostedEngine:
             if (job := jobs.get(key)) is not None and not job.admitted_at:
                 job.admitted_at, job.cached_tokens = now, cached
                 self._running += 1
-        for parent, hashes in message.get("stored", ()):
-            self._sink.cache_stored(hashes, parent)
-        if removed := message.get("removed"):
-            self._sink.cache_removed(removed)
+        for hashes, parent in message.get("cache", ()):
+            if parent is None:
+                self._sink.cache_removed(hashes)
+            else:
+                self._sink.cache_stored(hashes, parent)
         deltas = message.get("deltas", ())
         for key, _ in deltas:
             if (job := jobs.get(key)) is not None and not job.first_token_at:

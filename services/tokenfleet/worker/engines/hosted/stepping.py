@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 STOP, LENGTH, FAILED = "stop", "length", "failed"
-_LISTS = ("deltas", "finished", "admitted", "logprobs", "stored", "removed")
+_LISTS = ("deltas", "finished", "admitted", "logprobs", "cache")
 
 
 class RefusedError(Exception):
@@ -41,9 +41,8 @@ class StepReport:
     admitted: list[tuple[int, int]] = field(default_factory=list)
     # key, id, its log probability, and [(id, log probability), …] of the likeliest
     logprobs: list[tuple[int, int, float, list[tuple[int, float]]]] = field(default_factory=list)
-    # canonical hashes of cached blocks, behind the parent's; and of those that are cached no longer
-    stored: list[tuple[int, list[int]]] = field(default_factory=list)
-    removed: list[int] = field(default_factory=list)
+    # in order: canonical hashes of blocks cached behind a parent, or, where that is None, cached no longer
+    cache: list[tuple[list[int], int | None]] = field(default_factory=list)
     # the load behind the step
     kv_tokens: int = 0
     queued_prefill_tokens: int = 0

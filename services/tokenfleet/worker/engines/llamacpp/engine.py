@@ -58,6 +58,7 @@ class LlamaCppArguments(EngineArguments):
 
 class LlamaCppEngine:
     needs_weights: ClassVar[bool] = True
+    needs_folder: ClassVar[bool] = False
     features: ClassVar[frozenset[str]] = frozenset({"json_schema", "logprobs", "seed"})
 
     def __init__(self, threads: int) -> None:
