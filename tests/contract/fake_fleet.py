@@ -92,12 +92,18 @@ class Tokenizer(tokenizer_pb2_grpc.TokenizerServicer):
         return tokenizer_pb2.DecodeResponse(text=bytes(request.token_ids).decode(errors="replace"))
 
 
+def letters(name: str = "letters", **more: Any) -> common_pb2.ModelSpec:
+    return common_pb2.ModelSpec(name=name, **{"context_length": CONTEXT, "block_size": 16, **more})
+
+
 class Loader(model_loader_pb2_grpc.ModelLoaderServicer):
+    def __init__(self, catalog: Sequence[common_pb2.ModelSpec]) -> None:
+        self.catalog = catalog
+
     async def WatchCatalog(
         self, request: model_loader_pb2.WatchCatalogRequest, context: Any
     ) -> AsyncIterator[model_loader_pb2.WatchCatalogResponse]:
-        spec = common_pb2.ModelSpec(name="letters", context_length=CONTEXT, block_size=16)
-        yield model_loader_pb2.WatchCatalogResponse(models=[spec], revision=1)
+        yield model_loader_pb2.WatchCatalogResponse(models=self.catalog, revision=1)
         await asyncio.Event().wait()
 
     async def ListResidency(
@@ -135,6 +141,8 @@ class Router(router_pb2_grpc.RouterServicer):
         self.releases: list[router_pb2.Release] = []
         self.cancels: list[int] = []
         self.failure: common_pb2.Failure | None = None
+        self.failures: dict[str, common_pb2.Failure] = {}  # by model
+        self.loads: dict[str, common_pb2.LoadProgress] = {}  # that asks wait for, by model
         self.silent = False
         self.features = {"logprobs", "json_schema", "min_tokens"}
         self.open_links: list[Link[Any]] = []
@@ -155,6 +163,11 @@ class Router(router_pb2_grpc.RouterServicer):
                 link.send(router_pb2.ScheduleResponse(decisions=[self.decide(ask)]))
 
     def decide(self, ask: router_pb2.Ask) -> router_pb2.Decision:
+        if ask.model in self.failures:
+            return router_pb2.Decision(ask_id=ask.ask_id, failure=self.failures[ask.model])
+        if ask.model in self.loads:
+            waiting = router_pb2.Waiting(load=self.loads[ask.model])
+            return router_pb2.Decision(ask_id=ask.ask_id, waiting=waiting)
         if self.failure is not None:
             return router_pb2.Decision(ask_id=ask.ask_id, failure=self.failure)
         missing = set(ask.required_features) - self.features
@@ -296,16 +309,22 @@ class FakeFleet:
 
 @asynccontextmanager
 async def gateway_on_fakes(
-    *, workers: int = 1, frames: bool = True, trusted: bytes | None = None, **changed: Any
+    *,
+    workers: int = 1,
+    frames: bool = True,
+    trusted: bytes | None = None,
+    catalog: Sequence[common_pb2.ModelSpec] = (),
+    **changed: Any,
 ) -> AsyncIterator[FakeFleet]:
     """A real gateway, in this process, on a fake fleet; `trusted` is its authority where it has TLS."""
     links = LinkServer()
     tokenizer, router = Tokenizer(links), Router(links)  # type: ignore[abstract]
+    loader = Loader(catalog or [letters()])  # type: ignore[abstract]
 
     def register(server: Any) -> None:
         tokenizer_pb2_grpc.add_TokenizerServicer_to_server(tokenizer, server)
         router_pb2_grpc.add_RouterServicer_to_server(router, server)
-        model_loader_pb2_grpc.add_ModelLoaderServicer_to_server(Loader(), server)  # type: ignore[abstract]
+        model_loader_pb2_grpc.add_ModelLoaderServicer_to_server(loader, server)
 
     back = GrpcHost("fake", register, listen="127.0.0.1:0")
     target = f"127.0.0.1:{await back.start()}"

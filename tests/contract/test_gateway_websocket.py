@@ -144,6 +144,7 @@ async def test_the_load_of_a_cold_model_is_told() -> None:
             "stage": "fetching",
             "bytes_done": 1,
             "bytes_total": 4,
+            "eta_s": None,
         }
 
 

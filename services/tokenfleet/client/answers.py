@@ -38,6 +38,15 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """Another model answers, since the one that was asked for could not be had."""
+
+    requested: str
+    model: str  # who answers
+    reason: str  # "load_failed", "out_of_memory", "no_worker", "deadline_exceeded", …
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of answer number `index`, or news of a load."""
 
@@ -47,6 +56,7 @@ class Delta:
     finish_reason: str | None = None  # "stop" or "length", in the last one of its index
     usage: Usage | None = None  # in the last one of all
     loading: Loading | None = None
+    fallback: Fallback | None = None  # in the first one of another model's answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +73,10 @@ class Answer:
     """All that a request brought."""
 
     request_id: str
-    model: str
+    model: str  # that answered
     choices: tuple[Choice, ...]  # n of them
     usage: Usage
+    fallback: Fallback | None = None  # where that is not the one that was asked for
 
     @property
     def text(self) -> str:
@@ -98,6 +109,7 @@ class Growing:
         self.request_id = ""
         self.model = ""
         self.begun = False
+        self.fallback: Fallback | None = None
         self.usage: Usage | None = None
         self._texts: dict[int, list[str]] = {}
         self._ids: dict[int, list[int]] = {}
@@ -106,9 +118,12 @@ class Growing:
     def add(self, wire: inference_pb2.Delta) -> Delta:
         """Takes the wire's delta; answers it as a value."""
         self.request_id = self.request_id or wire.request_id
-        self.model = self.model or wire.model
+        self.model = wire.model or self.model
+        fallback = None
+        if wire.HasField("fallback"):
+            fallback = self.fallback = Fallback(wire.fallback.requested, self.model, wire.fallback.reason)
         if wire.HasField("loading"):
-            return Delta(wire.index, "", loading=_loading(wire.loading))
+            return Delta(wire.index, "", loading=_loading(wire.loading), fallback=fallback)
         self.begun = True
         index = wire.index
         self._texts.setdefault(index, []).append(wire.text)
@@ -123,8 +138,8 @@ class Growing:
         if wire.HasField("usage"):
             usage = wire.usage
             self.usage = Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-            return Delta(index, wire.text, ids, finish_reason, self.usage)
-        return Delta(index, wire.text, ids, finish_reason)
+            return Delta(index, wire.text, ids, finish_reason, self.usage, fallback=fallback)
+        return Delta(index, wire.text, ids, finish_reason, fallback=fallback)
 
     def answer(self) -> Answer:
         """Raises StreamBroken when the end is missing."""
@@ -134,7 +149,7 @@ class Growing:
             Choice("".join(texts), self._finish_reasons[index], tuple(self._ids.get(index, ())))
             for index, texts in sorted(self._texts.items())
         )
-        return Answer(self.request_id, self.model, choices, self.usage)
+        return Answer(self.request_id, self.model, choices, self.usage, self.fallback)
 
 
 def count_of(wire: inference_pb2.CountTokensResponse) -> TokenCount:

@@ -58,10 +58,11 @@ class GenerationOptions(TypedDict, total=False):
     priority: Literal["interactive", "standard", "batch"]  # which requests wait for which; standard
     request_id: str  # found in the fleet's logs; the gateway makes one
     return_token_ids: bool
+    no_fallback: bool  # no other model shall answer where this one cannot be had
 
 
 _OPTIONS = frozenset(GenerationOptions.__annotations__)
-_OF_REQUEST = frozenset({"max_tokens", "n", "request_id", "return_token_ids"})
+_OF_REQUEST = frozenset({"max_tokens", "n", "request_id", "return_token_ids", "no_fallback"})
 # 0 stands for the default on the wire, so that an explicit one would be misunderstood.
 _AT_LEAST_ONE = frozenset({"max_tokens", "n"})
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenfleet.gateway.api_keys.keyring import Keyring
+from tokenfleet.gateway.fallback import Fallback, ModelUnavailable, with_fallback
 from tokenfleet.gateway.generator import Generator
 from tokenfleet.gateway.metrics import GatewayMetrics
 from tokenfleet.gateway.sequence import Generation, Sequence
@@ -32,6 +33,7 @@ class Order:
     deadline: float  # on the event loop's clock
     tenant: str = "default"
     priority: pb.Priority.ValueType = pb.PRIORITY_STANDARD
+    fallback: bool = True  # another model may answer where this one cannot be had
 
 
 @dataclass(slots=True, frozen=True)
@@ -66,12 +68,38 @@ class Gateway:
         self._tokenizers = tokenizers
         self._generator = generator
 
+    async def answer(
+        self, order: Order, attempt: Callable[[Order], Awaitable[None]], instead: Callable[[Fallback], None]
+    ) -> None:
+        """Attempts the order, where its model cannot be had also with those that stand in for it.
+
+        `instead` is told of each stand-in before it begins. Raises FleetError.
+        """
+        spec = self.catalog.models.get(order.model)
+        if not order.fallback or spec is None or not spec.fallback:
+            await attempt(order)
+            return
+
+        def told(fallback: Fallback) -> None:
+            self.metrics.fallbacks.labels(fallback.reason).inc()
+            instead(fallback)
+
+        await with_fallback(
+            order.model, self.catalog.models, lambda model: attempt(replace(order, model=model)), told
+        )
+
     async def prepare(self, order: Order, prompt: Prompt) -> tuple[Generation, int]:
-        """The tokenized prompt and its budget in tokens. Raises FleetError when it cannot be served."""
+        """The tokenized prompt and its budget in tokens. Raises FleetError when it cannot be served: as
+        ModelUnavailable when its model is why."""
         spec = self.catalog.get(order.model)
         if prompt.job.HasField("tokens"):
             _check_length(len(prompt.job.tokens.token_ids), order, spec)
-        encoded = await self._encode(order, prompt, spec.context_length)
+        try:
+            encoded = await self._encode(order, prompt, spec.context_length)
+        except FleetError as error:
+            if error.reason == pb.REASON_LOAD_FAILED:  # what its tokenizer comes from is broken or away
+                raise ModelUnavailable.of(error) from error
+            raise
         count = encoded.token_count
         _check_length(count, order, spec)
         self.metrics.prompt_tokens += count
@@ -83,6 +111,7 @@ class Gateway:
             encoded=encoded,
             prompt_tokens=count,
             features=_required_features(order.sampling),
+            replaceable=order.fallback and spec.fallback != "",
         )
         return generation, order.budget or spec.context_length - count
 
@@ -128,7 +157,10 @@ class Gateway:
                 for sequence in sequences:
                     group.create_task(run(sequence))
         except* FleetError as failures:
-            raise failures.exceptions[0] from failures
+            failure = failures.exceptions[0]
+            if isinstance(failure, ModelUnavailable) and any(sequence.ids for sequence in sequences):
+                raise FleetError.from_failure(failure.to_failure()) from failures  # one of them has begun
+            raise failure from failures
 
     async def _encode(self, order: Order, prompt: Prompt, max_tokens: int = 0) -> tokenizer_pb2.EncodeResult:
         now = asyncio.get_running_loop().time()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+from tokenfleet.gateway.fallback import UNAVAILABLE, ModelUnavailable, too_slow
 from tokenfleet.gateway.metrics import GatewayMetrics
 from tokenfleet.gateway.router_client import RouterClient
 from tokenfleet.gateway.sequence import Attempt, Generation, Sequence
@@ -52,7 +53,8 @@ class Generator:
         self._max_attempts = max_attempts
 
     async def run(self, sequence: Sequence) -> None:
-        """Returns when the answer is complete. Raises FleetError when it cannot be completed.
+        """Returns when the answer is complete. Raises FleetError when it cannot be completed: as
+        ModelUnavailable while it has not begun, and its model is why.
 
         Cancelling the calling task frees what the sequence holds on its worker.
         """
@@ -75,7 +77,13 @@ class Generator:
     async def _attempt(self, sequence: Sequence) -> worker_pb2.Terminal:
         """One placement and what came of it; an unreachable worker counts as a lost one."""
         ask = _ask(sequence)
-        placement = await self._router.place(ask, lambda waiting: _report(sequence, waiting))
+        try:
+            placement = await self._router.place(ask, lambda waiting: _report(sequence, waiting))
+        except FleetError as error:
+            if error.reason in UNAVAILABLE and not sequence.ids:
+                raise ModelUnavailable.of(error) from error
+            raise
+        sequence.loading = None
         sequence.attempts.append(Attempt(placement.worker_id, len(sequence.ids)))
         sequence.first_token_at = sequence.last_token_at = 0.0
         release = router_pb2.Release(ask_id=ask.ask_id, outcome=router_pb2.Release.OUTCOME_CANCELLED)
@@ -156,6 +164,15 @@ def _ask(sequence: Sequence) -> router_pb2.Ask:
     return ask
 
 
-def _report(sequence: Sequence, waiting: router_pb2.Waiting) -> None:
-    if waiting.HasField("load"):
-        sequence.sink.loading(waiting.load)
+def _report(sequence: Sequence, waiting: router_pb2.Waiting) -> FleetError | None:
+    """Tells the client of a load; answers why it is not worth waiting for, where there is an alternative."""
+    if not waiting.HasField("load"):
+        return None
+    sequence.loading = waiting.load
+    generation = sequence.generation
+    if generation.replaceable and not sequence.ids:
+        left_s = generation.deadline - asyncio.get_running_loop().time()
+        if (in_vain := too_slow(waiting.load, left_s)) is not None:
+            return in_vain
+    sequence.sink.loading(waiting.load)
+    return None

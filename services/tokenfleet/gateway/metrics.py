@@ -41,6 +41,12 @@ class GatewayMetrics(Collector):
             ["cause"],
             registry=registry,
         )
+        self.fallbacks = Counter(
+            "tokenfleet_gateway_fallbacks",
+            "Requests that another model took over, by why theirs could not be had",
+            ["reason"],
+            registry=registry,
+        )
         self._router_asks: dict[str, int] = {}  # by the router's address
         self._reasks: dict[str, int] = {}  # by cause
         registry.register(self)

@@ -81,9 +81,12 @@ class RouterClient:
         self._lost(router)
 
     async def place(
-        self, ask: router_pb2.Ask, on_waiting: Callable[[router_pb2.Waiting], None]
+        self, ask: router_pb2.Ask, on_waiting: Callable[[router_pb2.Waiting], FleetError | None]
     ) -> router_pb2.Placement:
-        """A worker for the ask, whose `ask_id` is then the one to release. Raises FleetError when shed."""
+        """A worker for the ask, whose `ask_id` is then the one to release. Raises FleetError when shed.
+
+        `on_waiting` is told what the ask waits for, and may answer why that is in vain.
+        """
         loop = asyncio.get_running_loop()
         allowed_ms = ask.context.deadline_ms
         deadline = loop.time() + allowed_ms / 1000 if allowed_ms else 0.0
@@ -182,7 +185,10 @@ class RouterClient:
                         )
                     )
             elif decision.HasField("waiting"):
-                pending.on_waiting(decision.waiting)
+                in_vain = pending.on_waiting(decision.waiting)
+                if in_vain is not None and not pending.answer.done():
+                    self._withdraw(pending)
+                    pending.answer.set_exception(in_vain)
             else:
                 del router.pending[decision.ask_id]
                 self._decide(router, pending, decision)

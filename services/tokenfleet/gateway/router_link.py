@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tokenfleet.gateway.persistent_link import PersistentLink
 from tokenfleet.runtime.discovery import Peer
+from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import router_pb2
 
 METHOD = "/tokenfleet.v1.Router/Schedule"
@@ -26,7 +27,7 @@ class PendingAsk:
 
     ask: router_pb2.Ask
     answer: asyncio.Future[router_pb2.Placement]
-    on_waiting: Callable[[router_pb2.Waiting], None]
+    on_waiting: Callable[[router_pb2.Waiting], FleetError | None]
     deadline: float  # on the loop's clock; 0: the request has none
     router: RouterLink | None = None  # who was asked last
 

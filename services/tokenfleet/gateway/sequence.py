@@ -44,6 +44,7 @@ class Generation:
     encoded: tokenizer_pb2.EncodeResult
     prompt_tokens: int
     features: SequenceOf[str] = ()  # that the engine must have
+    replaceable: bool = False  # another model may answer instead
 
     def context_at(self, now: float) -> pb.RequestContext:
         """The context for the next hop, with the time that is left; good until the next call."""
@@ -82,6 +83,7 @@ class Sequence:
     slot: int = -1
     lane: Lane | None = None  # set while plain text need not pass by the sink
     ended: asyncio.Future[worker_pb2.Terminal] | None = None
+    loading: pb.LoadProgress | None = None  # of its model, while it waits for that
 
     @property
     def left(self) -> int:

@@ -175,7 +175,24 @@ def across(entries: Iterable[ModelEntry]) -> list[str]:
             problems.append(f"model {name!r}: fallback: a model cannot stand in for itself")
         elif fallback and fallback not in names:
             problems.append(f"model {name!r}: fallback: there is no model {fallback!r} in this catalog")
-    return problems
+    return problems + [_circle(circle) for circle in _circles(fallbacks)]
+
+
+def _circle(circle: Sequence[str]) -> str:
+    way = " → ".join([*circle, circle[0]])
+    return f"model {circle[0]!r}: fallback: {way} goes in a circle: let one of them have no fallback"
+
+
+def _circles(fallbacks: Mapping[str, str]) -> list[list[str]]:
+    """Each once, from the entry of it that comes first."""
+    found: list[list[str]] = []
+    for name in fallbacks:
+        way = [name]
+        while (following := fallbacks.get(way[-1], "")) and following not in way:
+            way.append(following)
+        if following == name and len(way) > 1 and not any(name in circle for circle in found):
+            found.append(way)
+    return found
 
 
 def _label(raw: object, number: int) -> str:

@@ -131,3 +131,11 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path / "nowhere.yaml")
     assert "nowhere.yaml" in problem
     assert "--catalog" in problem
+
+
+def test_fallbacks_that_go_in_a_circle_are_told_once(tmp_path: Path) -> None:
+    ways = {"a": "b", "b": "c", "c": "a", "d": "a", "e": "f", "f": "e", "g": ""}
+    path = write(tmp_path, *(GOOD | {"name": name, "fallback": way} for name, way in ways.items()))
+    first, second = problems(path)
+    assert "model 'a': fallback: a → b → c → a goes in a circle" in first
+    assert "model 'e': fallback: e → f → e" in second

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, cast
 
 import grpc
 from grpc_status import rpc_status
 
+from tokenfleet.gateway.fallback import late
 from tokenfleet.gateway.http.sinks import Interruption
 from tokenfleet.gateway.metrics import GatewayMetrics
+from tokenfleet.gateway.sequence import Sequence as Answer
 from tokenfleet.runtime.errors import FleetError, reason_name, to_status
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2 as pb
@@ -54,13 +57,14 @@ class Call:
         self.deadline = asyncio.get_running_loop().time() + self._timeout_s
         self.interruption = Interruption(None)
         self.request_id = ""
+        self.sequences: Sequence[Answer] = ()
 
     async def __aenter__(self) -> Call:
         self._running.add(self)
         self._metrics.begun()
         self.interruption.__enter__()
         if not self._timed_by_client:
-            self.interruption.expire_at(self.deadline, self._timeout_s)
+            self.interruption.expire_at(self.deadline, lambda: late(self.sequences, self._timeout_s))
         return self
 
     async def __aexit__(
@@ -68,6 +72,7 @@ class Call:
     ) -> None:
         self._running.discard(self)
         self.interruption.__exit__()
+        self.sequences = ()
         failure = self._failure(error)
         code = reason_name(failure.reason) if failure else "200"
         self._metrics.ended(code, time.perf_counter() - self._started)

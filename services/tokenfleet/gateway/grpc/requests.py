@@ -47,6 +47,7 @@ class Inquiry:
     priority: pb.Priority.ValueType
     request_id: str
     with_ids: bool
+    fallback: bool
 
 
 def parse(kind: type[Parsed], raw: bytes) -> Parsed:
@@ -114,6 +115,7 @@ def _inquiry(request: Generating, prompt: Prompt, max_choices: int, *, empty: bo
         priority=request.priority or pb.PRIORITY_STANDARD,
         request_id=_request_id(request),
         with_ids=request.return_token_ids,
+        fallback=not request.no_fallback,
     )
 
 

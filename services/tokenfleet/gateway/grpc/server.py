@@ -136,8 +136,8 @@ class InferenceServer:
             deadline=call.deadline,
             tenant=caller.tenant,
             priority=caller.priority(inquiry.priority),
+            fallback=inquiry.fallback,
         )
-        generation, budget = await self._gateway.prepare(order, inquiry.prompt)
         sink = DeltaSink(
             context.write,
             response,
@@ -148,18 +148,27 @@ class InferenceServer:
             buffer_bytes=self._gateway.settings.client_buffer_bytes,
             on_slow=call.interruption.stop,
         )
-        sequences = [Sequence(generation, index, budget, sink) for index in range(inquiry.choices)]
-        await self._run(sequences, sink)
+        loop = asyncio.get_running_loop()
+        waking = loop.call_later(self._gateway.settings.decision_wait_s, sink.show_loading)
+
+        async def attempt(order: Order) -> None:
+            generation, budget = await self._gateway.prepare(order, inquiry.prompt)
+            sequences = [Sequence(generation, index, budget, sink) for index in range(inquiry.choices)]
+            call.sequences = sequences
+            await self._run(sequences, sink)
+
+        try:
+            await self._gateway.answer(order, attempt, sink.instead)
+        finally:
+            waking.cancel()
 
     async def _run(self, sequences: list[Sequence], sink: DeltaSink) -> None:
         """Generates beside writing; when either ends badly, so does the other."""
         loop = asyncio.get_running_loop()
-        waking = loop.call_later(self._gateway.settings.decision_wait_s, sink.show_loading)
         generating = loop.create_task(self._gateway.run(sequences, sink.finish))
         try:
             await sink.pump(generating)
         finally:
-            waking.cancel()
             generating.cancel()
             await asyncio.gather(generating, return_exceptions=True)
         generating.result()

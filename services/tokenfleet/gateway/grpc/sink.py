@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
+from tokenfleet.gateway.fallback import Fallback
 from tokenfleet.gateway.held_text import keep
 from tokenfleet.gateway.sequence import Sequence
 from tokenfleet.runtime.errors import FleetError
@@ -87,6 +88,14 @@ class DeltaSink:
         self._loading = progress
         if self._loading_shown:
             self._wake()
+
+    def instead(self, fallback: Fallback) -> None:
+        """Another model answers: the next message says so."""
+        if self._introduction is None:
+            self._introduction = inference_pb2.Delta()
+        self._introduction.model = fallback.model
+        self._introduction.fallback.requested = fallback.requested
+        self._introduction.fallback.reason = fallback.reason
 
     def show_loading(self) -> None:
         """From now on the client hears of a model that is being loaded."""

@@ -9,6 +9,7 @@ from typing import Any
 from tokenfleet.gateway.affinity import AFFINITY_CHARS, conversation_affinity
 from tokenfleet.gateway.api_keys.keyring import Caller
 from tokenfleet.gateway.core import Gateway, Order, Prompt
+from tokenfleet.gateway.fallback import Fallback
 from tokenfleet.gateway.http.errors import invalid
 from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest, Message
 from tokenfleet.gateway.sequence import Generation, Sequence, Sink
@@ -18,7 +19,9 @@ Request = ChatCompletionRequest | CompletionRequest
 Prepared = SequenceOf[tuple[Generation, int]]
 
 
-def order_of(request: Request, request_id: str, deadline: float, caller: Caller) -> Order:
+def order_of(
+    request: Request, request_id: str, deadline: float, caller: Caller, *, fallback: bool = True
+) -> Order:
     return Order(
         request_id=request_id,
         model=request.model,
@@ -27,6 +30,7 @@ def order_of(request: Request, request_id: str, deadline: float, caller: Caller)
         deadline=deadline,
         tenant=caller.tenant,
         priority=caller.priority(),
+        fallback=fallback,
     )
 
 
@@ -63,20 +67,25 @@ def usage_of(sequences: SequenceOf[Sequence], choices: int) -> dict[str, Any]:
     }
 
 
-def provenance_of(sequences: SequenceOf[Sequence]) -> dict[str, Any]:
-    """Where each answer's tokens came from, for clients that asked for token ids."""
-    return {
-        "prompt_token_ids": list(sequences[0].generation.encoded.token_ids),
-        "tokenfleet": {
-            "attempts": [
-                [
-                    {"worker_id": attempt.worker_id, "from_token": attempt.from_token}
-                    for attempt in sequence.attempts
-                ]
-                for sequence in sequences
+def provenance_of(
+    sequences: SequenceOf[Sequence], *, with_ids: bool, fallback: Fallback | None
+) -> dict[str, Any]:
+    """Who answered instead of whom; for clients that asked for token ids also where each token came from."""
+    told: dict[str, Any] = {}
+    if with_ids:
+        told["attempts"] = [
+            [
+                {"worker_id": attempt.worker_id, "from_token": attempt.from_token}
+                for attempt in sequence.attempts
             ]
-        },
-    }
+            for sequence in sequences
+        ]
+    if fallback is not None:
+        told["fallback"] = fallback.as_json()
+    provenance: dict[str, Any] = {"tokenfleet": told} if told else {}
+    if with_ids:
+        provenance["prompt_token_ids"] = list(sequences[0].generation.encoded.token_ids)
+    return provenance
 
 
 def _prompts(request: Request) -> list[Prompt]:

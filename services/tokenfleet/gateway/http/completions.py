@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from tokenfleet.gateway.api_keys.keyring import Caller
-from tokenfleet.gateway.core import Gateway
+from tokenfleet.gateway.core import Gateway, Order
+from tokenfleet.gateway.fallback import Fallback, late
 from tokenfleet.gateway.http.answers import (
     Prepared,
     Request,
@@ -26,7 +27,15 @@ from tokenfleet.gateway.http.chunks import DONE, FINISH_NAMES, ChunkStyle, chunk
 from tokenfleet.gateway.http.connection import Connection
 from tokenfleet.gateway.http.errors import error_body, error_headers, status_of
 from tokenfleet.gateway.http.guard import SCOPE_KEY
-from tokenfleet.gateway.http.headers import CALLER_KEY, FIELDS_KEY, Fields, request_id, request_timeout_s
+from tokenfleet.gateway.http.headers import (
+    CALLER_KEY,
+    FALLBACK,
+    FIELDS_KEY,
+    Fields,
+    fallback_allowed,
+    request_id,
+    request_timeout_s,
+)
 from tokenfleet.gateway.http.logprob_sink import LogprobStreamSink
 from tokenfleet.gateway.http.logprobs import Logprobs
 from tokenfleet.gateway.http.schemas import (
@@ -105,6 +114,9 @@ class Answer:
         self._created = int(time.time())
         self._headers = connection.rules.headers(self._fields, self.request_id)
         self._stream: StreamSink | None = None
+        self._sequences: SequenceOf[Sequence] = ()
+        self._fallback: Fallback | None = None
+        self._begun_at = asyncio.get_running_loop().time()
 
     async def serve(self, body: bytes) -> None:
         """Raises FleetError; what the client sees of it is up to `fail`."""
@@ -115,14 +127,30 @@ class Answer:
             request = await parse_in_turns(CompletionRequest, body, limits)
         timeout_s = request_timeout_s(self._fields, self._gateway.settings.request_timeout_s)
         deadline = asyncio.get_running_loop().time() + timeout_s
-        self._interruption.expire_at(deadline, timeout_s)
-        order = order_of(request, self.request_id, deadline, self._caller)
+        self._interruption.expire_at(deadline, lambda: late(self._sequences, timeout_s))
+        order = order_of(
+            request, self.request_id, deadline, self._caller, fallback=fallback_allowed(self._fields)
+        )
+        try:
+            await self._gateway.answer(order, partial(self._attempt, request), self._instead)
+        finally:
+            self._sequences = ()
+
+    async def _attempt(self, request: Request, order: Order) -> None:
+        """With the model that was asked for, or with one that stands in for it."""
         prepared = await prepare(self._gateway, request, order)
         choices = request.n or 1
         if request.stream:
-            await self._serve_stream(request, prepared, choices)
+            await self._serve_stream(request, order.model, prepared, choices)
         else:
-            await self._serve_whole(request, prepared, choices)
+            await self._serve_whole(request, order.model, prepared, choices)
+
+    def _instead(self, fallback: Fallback) -> None:
+        self._fallback = fallback
+        self._headers[:] = [header for header in self._headers if header[0] != FALLBACK]
+        self._headers.append((FALLBACK, fallback.reason.encode()))
+        if self._stream is not None:
+            self._stream.remark(fallback.words())
 
     async def fail(self, error: FleetError) -> None:
         """A status and JSON while nothing was sent; afterwards a typed event, and no `[DONE]`."""
@@ -137,52 +165,38 @@ class Answer:
             return
         await stream.finish(chunk(event(error_body(error))))
 
-    async def _serve_whole(self, request: Request, prepared: Prepared, choices: int) -> None:
+    async def _serve_whole(self, request: Request, model: str, prepared: Prepared, choices: int) -> None:
         logprobs = self._logprobs(request)
         sink = WholeSink(len(prepared) * choices, logprobs)
-        sequences = sequences_of(prepared, choices, sink)
+        sequences = self._sequences = sequences_of(prepared, choices, sink)
         await self._gateway.run(sequences)
         answer: dict[str, Any] = {
             "id": self.request_id,
             "object": "chat.completion" if self._chat else "text_completion",
             "created": self._created,
-            "model": request.model,
+            "model": model,
             "choices": [
                 self._choice(sequence, sink.text(sequence.index), logprobs, with_ids=request.return_token_ids)
                 for sequence in sequences
             ],
             "usage": usage_of(sequences, choices),
         }
-        if request.return_token_ids:
-            answer |= provenance_of(sequences)
+        answer |= provenance_of(sequences, with_ids=request.return_token_ids, fallback=self._fallback)
         await self._respond(200, orjson.dumps(answer))
 
-    async def _serve_stream(self, request: Request, prepared: Prepared, choices: int) -> None:
+    async def _serve_stream(self, request: Request, model: str, prepared: Prepared, choices: int) -> None:
         style = ChunkStyle(
             chat=self._chat,
             answer_id=self.request_id,
             created=self._created,
-            model=request.model,
+            model=model,
             usage=request.wants_usage,
         )
-        logprobs = self._logprobs(request)
-        kind = partial(LogprobStreamSink, logprobs=logprobs) if logprobs else StreamSink
-        sink = self._stream = kind(
-            self._send,
-            self._connection,
-            style,
-            self._gateway.writes,
-            headers=self._headers,
-            choices=len(prepared) * choices,
-            with_ids=request.return_token_ids,
-            buffer_bytes=self._gateway.settings.client_buffer_bytes,
-            on_slow=self._interruption.stop,
+        sink = self._stream_in(style, request, len(prepared) * choices)
+        waking = asyncio.get_running_loop().call_at(
+            self._begun_at + self._gateway.settings.decision_wait_s, sink.open_while_waiting
         )
-        self._interruption.on_writable, self._interruption.on_paused = sink.flush, sink.pause
-        waking = asyncio.get_running_loop().call_later(
-            self._gateway.settings.decision_wait_s, sink.open_while_waiting
-        )
-        sequences = sequences_of(prepared, choices, sink)
+        sequences = self._sequences = sequences_of(prepared, choices, sink)
         sink.serve(sequences)
         try:
             await self._gateway.run(sequences)
@@ -191,10 +205,31 @@ class Answer:
             sink.serve(())
         frames = [style.finish(sequence.index, sequence.finish_reason) for sequence in sequences]
         if request.wants_usage:
-            extra = provenance_of(sequences) if request.return_token_ids else {}
+            extra = provenance_of(sequences, with_ids=request.return_token_ids, fallback=self._fallback)
             frames.append(style.usage(usage_of(sequences, choices), extra))
         frames.append(chunk(DONE))
         await sink.finish(b"".join(frames))
+
+    def _stream_in(self, style: ChunkStyle, request: Request, choices: int) -> StreamSink:
+        """The sink of this answer, which is one whoever it is that answers."""
+        if self._stream is not None:
+            self._stream.change(style)
+            return self._stream
+        logprobs = self._logprobs(request)
+        kind = partial(LogprobStreamSink, logprobs=logprobs) if logprobs else StreamSink
+        sink = self._stream = kind(
+            self._send,
+            self._connection,
+            style,
+            self._gateway.writes,
+            headers=self._headers,
+            choices=choices,
+            with_ids=request.return_token_ids,
+            buffer_bytes=self._gateway.settings.client_buffer_bytes,
+            on_slow=self._interruption.stop,
+        )
+        self._interruption.on_writable, self._interruption.on_paused = sink.flush, sink.pause
+        return sink
 
     def _logprobs(self, request: Request) -> Logprobs | None:
         wanted = request.alternatives

@@ -19,10 +19,12 @@ EXPECT = b"expect"
 ORIGIN = b"origin"
 REQUEST_ID = b"x-request-id"
 REQUEST_TIMEOUT = b"x-request-timeout"
+# In a request: whether another model may answer. In a response: that one did, and why.
+FALLBACK = b"x-tokenfleet-fallback"
 
 MAX_REQUEST_ID_CHARS = 128
 MAX_AGE_S = 600
-ALLOWED_HEADERS = b"authorization, content-type, x-request-id, x-request-timeout"
+ALLOWED_HEADERS = b"authorization, content-type, x-request-id, x-request-timeout, x-tokenfleet-fallback"
 
 Headers = list[tuple[bytes, bytes]]
 Fields = Mapping[bytes, bytes]  # headers by name, in lower case
@@ -55,6 +57,17 @@ def request_timeout_s(fields: Fields, maximum: float) -> float:
     return min(seconds, maximum)
 
 
+def fallback_allowed(fields: Fields) -> bool:
+    """By the client's X-Tokenfleet-Fallback. Raises FleetError when that says neither."""
+    given = fields.get(FALLBACK, b"allow").lower()
+    if given not in (b"allow", b"never"):
+        raise invalid(
+            "X-Tokenfleet-Fallback",
+            f"X-Tokenfleet-Fallback: {given[:32].decode('latin-1')!r} is neither allow nor never",
+        )
+    return given == b"allow"
+
+
 class Origins:
     """Which web pages a browser may let read the answers.
 
@@ -79,7 +92,7 @@ class Origins:
             return []
         return [
             (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"x-request-id, retry-after"),
+            (b"access-control-expose-headers", b"x-request-id, retry-after, x-tokenfleet-fallback"),
             (b"vary", b"origin"),
         ]
 
@@ -91,10 +104,7 @@ class Origins:
         return [
             *headers,
             (b"access-control-allow-methods", b"GET, POST"),
-            (
-                b"access-control-allow-headers",
-                b"authorization, content-type, x-request-id, x-request-timeout",
-            ),
+            (b"access-control-allow-headers", ALLOWED_HEADERS),
             (b"access-control-max-age", b"%d" % MAX_AGE_S),
         ]
 

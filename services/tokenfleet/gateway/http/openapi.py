@@ -62,6 +62,12 @@ TIMEOUT: Json = {
     "description": "Seconds after which the request is given up with 504; can only lower the gateway's own.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
+FALLBACK: Json = {
+    "name": "X-Tokenfleet-Fallback",
+    "in": "header",
+    "description": "`never`: no other model shall answer where this one cannot be had.",
+    "schema": {"enum": ["allow", "never"], "default": "allow"},
+}
 MODEL_NAME: Json = {
     "name": "name",
     "in": "path",
@@ -78,6 +84,7 @@ OPERATIONS: dict[Route, Operation] = {
         answers.ChatCompletionChunk,
         WORK,
         GENERATION,
+        parameters=(FALLBACK,),
     ),
     ("POST", "/v1/completions"): Operation(
         "Continue a text",
@@ -86,6 +93,7 @@ OPERATIONS: dict[Route, Operation] = {
         answers.CompletionChunk,
         WORK,
         GENERATION,
+        parameters=(FALLBACK,),
     ),
     ("GET", "/v1/models"): Operation(
         "List the models of the catalog", answers.ModelList, refusals=(*ANY, 401)
@@ -195,7 +203,7 @@ def _responses(operation: Operation, shapes: _Shapes) -> Json:
 
 
 def _response(description: str, content: Json) -> Json:
-    headers = {"X-Request-Id": {"description": "The request's id.", "schema": {"type": "string"}}}
+    headers: Json = {"X-Request-Id": {"description": "The request's id.", "schema": {"type": "string"}}}
     response: Json = {"description": description}
     if content:
         response |= {"headers": headers, "content": content}
@@ -204,7 +212,7 @@ def _response(description: str, content: Json) -> Json:
 
 def _refusal(status: int, text: str, shapes: _Shapes) -> Json:
     response = _response(text, {JSON: {"schema": shapes.of(answers.Error)}})
-    if status in (429, 503):
+    if status in (429, 503, 504):
         retry = {"description": "Seconds to wait before trying again.", "schema": {"type": "integer"}}
         response["headers"] = response["headers"] | {"Retry-After": retry}
     return response
@@ -225,5 +233,6 @@ def _socket_request(shapes: _Shapes, kind: type) -> Json:
         "type": {"const": "request", "default": "request"},
         "request_id": {"type": "string", "minLength": 1, "maxLength": MAX_REQUEST_ID_CHARS},
         "timeout": {"type": "number", "exclusiveMinimum": 0, "description": "seconds"},
+        "fallback": {"enum": ["allow", "never"], "default": "allow"},
     }
     return body | {"title": f"Socket{kind.__name__}", "properties": envelope | body["properties"]}

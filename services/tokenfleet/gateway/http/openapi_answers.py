@@ -90,10 +90,20 @@ class Attempt(TypedDict):
 
 
 @CLOSED
-class Provenance(TypedDict):
-    """For each answer the workers that it came from, in order, and from which token on."""
+class Fallback(TypedDict):
+    """Why not the model that was asked for."""
 
-    attempts: list[list[Attempt]]
+    requested: str
+    reason: str
+
+
+@CLOSED
+class Provenance(TypedDict):
+    """Where another model answered, why; where token ids were asked for, for each answer the workers that it
+    came from, in order, and from which token on."""
+
+    attempts: NotRequired[list[list[Attempt]]]
+    fallback: NotRequired[Fallback]
 
 
 @CLOSED
@@ -113,7 +123,7 @@ class ChatChoice(TypedDict):
 
 @CLOSED
 class ChatCompletion(TypedDict):
-    """Fields about token ids and workers are there for requests with `return_token_ids`."""
+    """Fields about token ids and workers are there for requests with `return_token_ids`. `model` answered."""
 
     id: str
     object: Literal["chat.completion"]
@@ -136,7 +146,7 @@ class TextChoice(TypedDict):
 
 @CLOSED
 class Completion(TypedDict):
-    """Fields about token ids and workers are there for requests with `return_token_ids`."""
+    """Fields about token ids and workers are there for requests with `return_token_ids`. `model` answered."""
 
     id: str
     object: Literal["text_completion"]
@@ -261,6 +271,18 @@ class SocketLoading(TypedDict):
     stage: str
     bytes_done: int
     bytes_total: int
+    eta_s: float | None  # null: not known
+
+
+@CLOSED
+class SocketFallback(TypedDict):
+    """The requested model cannot be had, and why; `model` answers."""
+
+    type: Literal["fallback"]
+    request_id: str
+    model: str
+    requested: str
+    reason: str
 
 
 @CLOSED
@@ -296,4 +318,4 @@ class SocketError(TypedDict):
     retry_after_s: NotRequired[float]
 
 
-SocketAnswer = SocketLoading | SocketDelta | SocketFinish | SocketError
+SocketAnswer = SocketLoading | SocketFallback | SocketDelta | SocketFinish | SocketError

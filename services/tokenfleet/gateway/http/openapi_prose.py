@@ -29,6 +29,11 @@ GENERATION = _flowing(
     its answers to one prompt are all alike. An engine that lacks `logprobs`, `response_format` or
     `min_tokens` is not asked for them; where none has them the request is a 400 with the code
     `unsupported`.
+
+    A model that nobody holds is loaded, and the request waits for it until its deadline. Where it cannot be
+    had, the model that the catalog names as its `fallback` answers: `model` in the answer is who did, the
+    header `X-Tokenfleet-Fallback` says why (where it is known before the headers leave, after about two
+    seconds), and so does `tokenfleet.fallback`. A request with `X-Tokenfleet-Fallback: never` fails instead.
     """
 )
 
@@ -36,7 +41,8 @@ STREAM = _flowing(
     """
     Server-sent events. Each `data:` line is a JSON object as `x-event` describes it; the last one is
     `[DONE]`. A stream that cannot be completed ends with an `error` object instead, without `[DONE]`. While
-    a model is being loaded, comments (lines that begin with a colon) tell how far it is.
+    a model is being loaded, comments (lines that begin with a colon) tell how far it is; another comment
+    tells when a fallback answers.
     """
 )
 

@@ -68,8 +68,10 @@ class StreamSink:
 
     __slots__ = (
         "_add",
+        "_begun",
         "_buffer_bytes",
         "_choices",
+        "_comment",
         "_connection",
         "_flow",
         "_headers",
@@ -79,6 +81,7 @@ class StreamSink:
         "_on_slow",
         "_opener",
         "_opening",
+        "_placed",
         "_send",
         "_sequences",
         "_started",
@@ -109,8 +112,9 @@ class StreamSink:
         self._with_ids = with_ids
         self._buffer_bytes = buffer_bytes
         self._on_slow = on_slow
-        self._opening = self._started = False
+        self._opening = self._begun = self._placed = self._started = False
         self._opener: asyncio.Future[None] | None = None
+        self._comment = b""
         self._held: dict[int, tuple[list[str], list[int]]] = {}
         self._held_chars = 0
         self._transport = connection.corked.raw
@@ -130,22 +134,41 @@ class StreamSink:
         """Whether the response has begun, so that errors can no longer change its status."""
         return self._opening
 
+    def change(self, style: ChunkStyle) -> None:
+        """Another model answers: what comes from now on says so."""
+        self._style = style
+        self._moulds = [style.mould(index) for index in range(self._choices)]
+
     def open_while_waiting(self) -> None:
-        """Begins the response although no worker was found yet, so that progress can be shown."""
+        """Sends the headers although no worker was found yet, so that progress can be shown."""
         if not self._opening:
-            self._opener = asyncio.ensure_future(self.open())
+            self._opener = asyncio.ensure_future(self._begin())
 
     async def open(self) -> None:
-        """Sends headers and the opening frames, once."""
-        if self._opening:
-            return
+        """Sends the headers, if they have not gone yet, and the opening frames, once."""
+        self._placed = True
+        if not self._opening:
+            await self._begin()
+        elif self._begun:
+            self._start()
+
+    async def _begin(self) -> None:
         self._opening = True
         with self._connection.corked:
             headers = _HEADERS + self._headers
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-            opening = b"".join([self._style.opening(index) for index in range(self._choices)])
-            if opening:
-                self._connection.corked.write(opening)
+            self._begun = True
+            if self._placed:
+                self._start()
+            elif self._comment:
+                self._write(self._comment)
+
+    def _start(self) -> None:
+        if self._started:
+            return
+        opening = b"".join([self._style.opening(index) for index in range(self._choices)])
+        if opening:
+            self._write(opening)
         self._started = True
         self.flush()
 
@@ -162,11 +185,13 @@ class StreamSink:
 
     def loading(self, progress: pb.LoadProgress) -> None:
         """An SSE comment: clients ignore it, people with curl read it."""
-        if not self._started or self._connection.flow.write_paused:
-            return
-        stage = pb.LoadProgress.Stage.Name(progress.stage).removeprefix("STAGE_").lower().replace("_", " ")
-        done = f" {100 * progress.bytes_done // progress.bytes_total} %" if progress.bytes_total else ""
-        self._write(chunk(f": {progress.model}: {stage}{done}\n\n".encode()))
+        self.remark(progress_text(progress))
+
+    def remark(self, text: str) -> None:
+        """Where the headers have not gone yet, the latest one follows them."""
+        self._comment = chunk(f": {text}\n\n".encode())
+        if self._begun and not self._connection.flow.write_paused:
+            self._write(self._comment)
 
     async def finish(self, frames: bytes) -> None:
         """The frames that end the answer, and the end of the response; what was held goes first."""
@@ -210,6 +235,18 @@ class StreamSink:
             )
 
 
+def progress_text(progress: pb.LoadProgress) -> str:
+    """How far a load has come: `model: fetching 40 % (40 of 100 bytes, 12 s left)`."""
+    stage = pb.LoadProgress.Stage.Name(progress.stage).removeprefix("STAGE_").lower().replace("_", " ")
+    text, details = f"{progress.model}: {stage}", []
+    if progress.bytes_total:
+        text += f" {100 * progress.bytes_done // progress.bytes_total} %"
+        details.append(f"{progress.bytes_done} of {progress.bytes_total} bytes")
+    if progress.eta_ms:
+        details.append(f"{round(progress.eta_ms / 1000)} s left")
+    return f"{text} ({', '.join(details)})" if details else text
+
+
 class Interruption:
     """The one way a request is stopped from outside: its task is cancelled, and here is why.
 
@@ -239,17 +276,16 @@ class Interruption:
         # Without these the request's objects hold each other and wait for the garbage collector.
         self._connection = self._expiry = self.on_writable = self.on_paused = None
 
-    def expire_at(self, deadline: float, seconds: float) -> None:
-        self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire, seconds)
+    def expire_at(self, deadline: float, why: Callable[[], FleetError]) -> None:
+        self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire, why)
 
     def stop(self, cause: FleetError) -> None:
         if self.cause is None:
             self.cause = cause
             self._task.cancel()
 
-    def _expire(self, seconds: float) -> None:
-        message = f"not done within {seconds:g} s: raise the timeout or ask for less"
-        self.stop(FleetError(pb.REASON_DEADLINE_EXCEEDED, message))
+    def _expire(self, why: Callable[[], FleetError]) -> None:
+        self.stop(why())
 
     def gone(self) -> None:
         self.stop(FleetError(pb.REASON_CANCELLED, "the client closed the connection"))

@@ -1,15 +1,16 @@
 """`/v1/stream`: many requests at once on one WebSocket, each told apart by its `request_id`.
 
 A client sends JSON messages: a request (the fields of a chat completion, or `prompt` for a completion, and
-optionally `request_id` and `timeout` in seconds), or `{"type": "cancel", "request_id": …}`.
+optionally `request_id`, `timeout` in seconds, and `"fallback": "never"`), or `{"type": "cancel",
+"request_id": …}`.
 
 With API keys, the client shows one when it connects: in the Authorization header, or, since pages cannot set
 headers, by offering the subprotocols `tokenfleet` and `tokenfleet-key.KEY`. Never in the URL, which proxies
 and servers write to their logs.
 
-It gets `loading`, `delta`, `finish` and `error` messages. A request ends with the `finish` that has the
-usage, or with an `error`; an error whose `request_id` is null is about a message that started none. Closing
-the socket cancels everything on it.
+It gets `loading`, `fallback`, `delta`, `finish` and `error` messages. A request ends with the `finish` that
+has the usage, or with an `error`; an error whose `request_id` is null is about a message that started none.
+Closing the socket cancels everything on it.
 """
 
 from __future__ import annotations
@@ -173,6 +174,7 @@ class Session:
             if self._stopping:
                 raise _draining()
             self._check_room()
+            fallback = _fallback_allowed(message.pop("fallback", None))
             timeout_s = _timeout_s(message.pop("timeout", None), self._gateway.settings.request_timeout_s)
             request = _request(message)
             caller = self._gateway.keys.admit_again(self._caller)
@@ -187,6 +189,7 @@ class Session:
             timeout_s,
             self._ended,
             caller=caller,
+            fallback=fallback,
         )
 
     def _check_room(self) -> None:
@@ -244,6 +247,12 @@ def _timeout_s(given: object, maximum: float) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
         raise invalid("timeout", "timeout: a number of seconds above 0")
     return min(float(given), maximum)
+
+
+def _fallback_allowed(given: object) -> bool:
+    if given in (None, "allow", "never"):
+        return given != "never"
+    raise invalid("fallback", 'fallback: "allow" (or nothing) and "never" are taken')
 
 
 def _draining() -> FleetError:

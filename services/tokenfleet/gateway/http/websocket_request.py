@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 import orjson
 
 from tokenfleet.gateway.api_keys.keyring import Caller
-from tokenfleet.gateway.core import Gateway
+from tokenfleet.gateway.core import Gateway, Order
+from tokenfleet.gateway.fallback import Fallback, late
 from tokenfleet.gateway.held_text import keep
 from tokenfleet.gateway.http.answers import Request, order_of, prepare, provenance_of, sequences_of, usage_of
 from tokenfleet.gateway.http.chunks import FINISH_NAMES
@@ -50,6 +52,7 @@ class SocketRequest:
         on_end: Callable[[SocketRequest], None],
         *,
         caller: Caller,
+        fallback: bool,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._gateway = gateway
@@ -57,6 +60,9 @@ class SocketRequest:
         self._request = request
         self.request_id = request_id
         self._caller = caller
+        self._may_fall_back = fallback
+        self._fallback: Fallback | None = None
+        self._sequences: SequenceOf[Sequence] = ()
         self._on_end = on_end
         self._cause: FleetError | None = None
         self._moulds: dict[int, bytes] = {}
@@ -108,6 +114,7 @@ class SocketRequest:
             stage=stage,
             bytes_done=progress.bytes_done,
             bytes_total=progress.bytes_total,
+            eta_s=progress.eta_ms / 1000 if progress.eta_ms else None,
         )
 
     def flush(self) -> None:
@@ -123,15 +130,23 @@ class SocketRequest:
 
     async def _serve(self, deadline: float) -> None:
         request = self._request
-        order = order_of(request, self.request_id, deadline, self._caller)
+        order = order_of(request, self.request_id, deadline, self._caller, fallback=self._may_fall_back)
+        await self._gateway.answer(order, self._attempt, self._instead)
+
+    def _instead(self, fallback: Fallback) -> None:
+        self._fallback = fallback
+        self._say("fallback", model=fallback.model, requested=fallback.requested, reason=fallback.reason)
+
+    async def _attempt(self, order: Order) -> None:
+        request = self._request
         prepared = await prepare(self._gateway, request, order)
         choices = request.n or 1
-        sequences = sequences_of(prepared, choices, self)
+        sequences = self._sequences = sequences_of(prepared, choices, self)
         await self._gateway.run(sequences)
         self.flush()
         for sequence in sequences[:-1]:
             self._finish(sequence)
-        extra = provenance_of(sequences) if request.return_token_ids else {}
+        extra = provenance_of(sequences, with_ids=request.return_token_ids, fallback=self._fallback)
         self._finish(sequences[-1], usage=usage_of(sequences, choices), **extra)
 
     def _finish(self, sequence: Sequence, **last: Any) -> None:
@@ -182,12 +197,12 @@ class SocketRequest:
             self.stop(error)
 
     def _expire(self, seconds: float) -> None:
-        message = f"not done within {seconds:g} s: raise the timeout or ask for less"
-        self.stop(FleetError(pb.REASON_DEADLINE_EXCEEDED, message))
+        self.stop(late(self._sequences, seconds))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Also hears of a task that was stopped before it had begun."""
         self._expiry.cancel()
+        self._sequences = ()
         self._count(-self._held_bytes)
         failure = self._failure(task)
         code = "200" if failure is None else reason_name(failure.reason)
