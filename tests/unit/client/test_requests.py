@@ -43,6 +43,7 @@ def test_every_option_goes_somewhere() -> None:
         "priority": "batch",
         "request_id": "r",
         "return_token_ids": True,
+        "no_fallback": True,
     }
     assert values.keys() == get_type_hints(GenerationOptions).keys()
     request = chat_request("m", "hello", values)
