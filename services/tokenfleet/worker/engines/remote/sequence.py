@@ -9,6 +9,7 @@ from typing import Any
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import Finished, Generation
+from tokenfleet.worker.engines.end_token import EndToken
 from tokenfleet.worker.engines.remote.dialects.base import Piece, TokenLogprob
 
 # The servers' words; everything else is a failure.
@@ -31,7 +32,7 @@ class RemoteSequence:
     first_token_at: float = 0.0
     cached_tokens: int = 0
     received: int = 0  # ids, those held back included
-    held: list[int] = field(default_factory=list)  # an end token, delivered only if the answer goes on
+    end: EndToken = field(default_factory=EndToken)
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of what is not delivered yet
 
     @property
@@ -43,17 +44,14 @@ class RemoteSequence:
         return len(self.generation.token_ids) + self.received
 
     def take(self, piece: Piece, end_ids: frozenset[int]) -> list[int]:
-        """The ids to deliver now. An end token is an answer's last, unless more follows."""
+        """The ids to deliver now."""
         new = list(piece.ids)
         if piece.all_ids is not None:
             new += piece.all_ids[self.received + len(new) :]
         self.received += len(new)
-        ids = self.held + new
-        self.held = []
-        if ids and ids[-1] in end_ids and (not piece.finish or piece.finish in ("stop", "stop_word")):
-            self.held = [ids.pop()]
         self.logprobs += piece.logprobs
-        return ids
+        cut_off = bool(piece.finish) and _REASONS.get(piece.finish) != common_pb2.FINISH_REASON_STOP
+        return self.end.pass_on(new, end_ids, cut_off=cut_off)
 
     def finished(
         self, reason: common_pb2.FinishReason.ValueType, failure: FleetError | None = None

@@ -1,0 +1,5 @@
+"""The same API on engines that were built ahead."""
+
+from tensorrt_llm import LLM
+
+__all__ = ["LLM"]

@@ -1,0 +1,5 @@
+"""As TensorRT-LLM exports them."""
+
+from tensorrt_llm import GuidedDecodingParams, KvCacheConfig
+
+__all__ = ["GuidedDecodingParams", "KvCacheConfig"]
