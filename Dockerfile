@@ -16,8 +16,8 @@ ARG TRTLLM_IMAGE=nvcr.io/nvidia/tensorrt-llm/release:1.2.1
 FROM ${PYTHON_IMAGE} AS tools
 ARG SOURCE_DATE_EPOCH=0
 ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH}
-RUN python3 -m venv /opt/tools
 COPY tools/images/install-role /usr/local/bin/
+RUN install-role tools
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 
@@ -154,7 +154,7 @@ LABEL org.opencontainers.image.title="tokenfleet" \
 COPY tools/images/install-role /usr/local/bin/
 COPY pyproject.toml /src/
 COPY --from=wheel /wheels /wheels
-RUN --mount=type=secret,id=pip --mount=type=secret,id=ca python3 -m venv /opt/tools \
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca install-role tools \
     && install-role dependencies worker-vllm,model-sources --system-site-packages \
     && install-role package \
     && install-role user \
@@ -183,7 +183,7 @@ LABEL org.opencontainers.image.title="tokenfleet" \
 COPY tools/images/install-role /usr/local/bin/
 COPY pyproject.toml /src/
 COPY --from=wheel /wheels /wheels
-RUN --mount=type=secret,id=pip --mount=type=secret,id=ca python3 -m venv /opt/tools \
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca install-role tools \
     && install-role dependencies worker-trtllm,model-sources --system-site-packages \
     && install-role package \
     && install-role user \
