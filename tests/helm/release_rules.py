@@ -87,10 +87,20 @@ def volumes(all_: list[Object]) -> Iterator[str]:
             writable = {mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
             for variable in container.get("env", []):
                 folder = re.fullmatch(r"HOME|TOKENFLEET_\w+_CACHE_DIR", variable["name"])
-                if folder and variable["value"] not in writable:
+                if folder and not _on(variable["value"], writable):
                     yield f"{label(one)}: {variable['name']} cannot be written to"
+                if variable["name"] == "TOKENFLEET_WORKER_ENGINES" and _on(_home(container), {"/tmp"}):
+                    yield f"{label(one)}: what its engine compiles would fill /tmp"
         for name in mounted ^ set(declared):
             yield f"{label(one)}: {name} is {'no volume' if name in mounted else 'mounted nowhere'}"
+
+
+def _on(path: str, mounts: set[str]) -> bool:
+    return any(path == mount or path.startswith(f"{mount}/") for mount in mounts)
+
+
+def _home(container: Object) -> str:
+    return next((str(each["value"]) for each in container["env"] if each["name"] == "HOME"), "/")
 
 
 def references(all_: list[Object], outside: set[str]) -> Iterator[str]:

@@ -40,6 +40,18 @@ def _container(all_: list[Object]) -> Object:
     return found
 
 
+def _worker(all_: list[Object]) -> Object:
+    """The container of the first worker."""
+    specs = (spec for _, labels, spec in pods(all_) if labels[network_rules.COMPONENT] == "worker")
+    found: Object = next(specs)["containers"][0]
+    return found
+
+
+def _env(container: Object, name: str) -> Object:
+    found: Object = next(each for each in container["env"] if each["name"] == name)
+    return found
+
+
 def _first(all_: list[Object], kind: str) -> Any:
     return of_kind(all_, kind)[0]
 
@@ -164,6 +176,11 @@ BREAKS: list[tuple[Rule, str, Callable[[list[Object]], Any]]] = [
         release_rules.volumes,
         "read-only",
         lambda a: _container(a)["volumeMounts"][0].update(readOnly=True),
+    ),
+    (
+        release_rules.volumes,
+        "kernels",
+        lambda a: _env(_worker(a), "HOME").update(value="/tmp"),
     ),
     (
         release_rules.addresses,

@@ -16,11 +16,19 @@ TOKENFLEET_{{ .component | upper | replace "-" "_" }}_
 {{- end -}}
 {{- end -}}
 
+{{/*
+What a service keeps in its home. An engine compiles kernels for its accelerator and keeps them there, gigabytes of
+them: beside the models, where they outlive a restart, and not in /tmp, where they would have the pod evicted.
+*/}}
+{{- define "tokenfleet.home" -}}
+{{- ternary "/var/cache/tokenfleet/home" "/tmp" (eq .component "worker") -}}
+{{- end -}}
+
 {{/* What every service is told, then the component's `settings`, then `extraEnv`. */}}
 {{- define "tokenfleet.env.common" -}}
 {{- $prefix := include "tokenfleet.env.prefix" . -}}
 - name: HOME
-  value: /tmp
+  value: {{ include "tokenfleet.home" . }}
 - name: {{ $prefix }}LISTEN
   value: {{ include "tokenfleet.listen" (dict "root" .root "port" .component) | quote }}
 - name: {{ $prefix }}METRICS_LISTEN
