@@ -59,6 +59,8 @@ class PersistentLink(Generic[Sent, Received]):
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+            # it would hold its last attempt's call, and gRPC goes on connecting while anybody does
+            self._keeper = None
         if self._link is not None:
             self._link.close()
 

@@ -57,17 +57,26 @@ async def dial(
                 return _over_grpc(target, channel, call, factory)
             framed: FrameLink[Sent, Received] = FrameLink(parse, factory, preamble=str(ticket).encode())
             await _connect(framed, target, str(answered[ADDRESS_KEY]), role)
-    except (TimeoutError, OSError, grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-        call.cancel()
+    except asyncio.CancelledError:
+        await _give_up(call, channel)
+        raise
+    except (TimeoutError, OSError, grpc.aio.AioRpcError) as error:
+        failure = _describe(error)
+    else:
         await channel.close()
-        if isinstance(error, asyncio.CancelledError):
-            raise
-        refusal = await diagnose(target, role)
-        if refusal:
-            raise PeerRefusedError(f"{target}: {refusal}") from error
-        raise DialError(f"{target}: {_describe(error)}") from error
+        return framed
+    await _give_up(call, channel)
+    # gRPC goes on connecting, closed or not, while anybody holds the call, as an error's frames would
+    del call, channel
+    refusal = await diagnose(target, role)
+    if refusal:
+        raise PeerRefusedError(f"{target}: {refusal}")
+    raise DialError(f"{target}: {failure}")
+
+
+async def _give_up(call: grpc.aio.StreamStreamCall[Sent, Received], channel: grpc.aio.Channel) -> None:
+    call.cancel()
     await channel.close()
-    return framed
 
 
 def _over_grpc(
