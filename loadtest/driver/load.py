@@ -24,6 +24,7 @@ class Load:
     max_tokens: int = 64
     stream: bool = True
     chat: bool = True
+    temperature: float | None = None  # None: left to the server
     prompt_chars: int = 128
     stagger_s: float = 0.0  # the first requests start spread over this time
     every_gap: bool = False  # keep the time before each token, be it without text, not only the worst
@@ -78,6 +79,8 @@ def _body(load: Load, prompt: str) -> dict[str, object]:
         body["messages"] = [{"role": "user", "content": prompt}]
     else:
         body["prompt"] = prompt
+    if load.temperature is not None:
+        body["temperature"] = load.temperature
     if load.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     if load.every_gap:

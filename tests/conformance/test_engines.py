@@ -24,12 +24,15 @@ LENGTH = common_pb2.FINISH_REASON_LENGTH
 GREEDY = {"temperature": 0}
 FULL = {**GREEDY, "ignore_eos": True}
 
-VLLM = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 64 << 20}
+# few sequences at once, so that some have to wait, and a cache that a few long prompts fill
+SIM = {"profile": "fixed", "mean_output_tokens": 32, "max_sequences": 4, "kv_blocks": 640}
+VLLM = {"max_model_len": 1024, "max_num_seqs": 4, "kv_cache_memory_bytes": 48 << 20}
 CASES = [
-    pytest.param(("sim", {"profile": "fixed", "mean_output_tokens": 32}), id="sim"),
+    pytest.param(("sim", SIM), id="sim"),
     pytest.param(("llamacpp", {"n_parallel": 4}), id="llamacpp", marks=pytest.mark.real_model),
     pytest.param(("vllm", VLLM), id="vllm", marks=needs("vllm")),
 ]
+BLOCK = 32  # tokens in the largest block of an engine's cache here
 CAPITALS = ("France", "Italy", "Japan", "Germany")
 
 
@@ -79,11 +82,47 @@ async def answers(gateway: Gateway, prompts: list[list[int]], tokens: int) -> li
     return streams
 
 
-async def features(worker: WorkerProcess) -> set[str]:
+async def described(worker: WorkerProcess) -> worker_pb2.ResidentModel:
     call = worker.watch()
     response = await anext(aiter(call))
     call.cancel()
-    return set(response.info.models[0].features)
+    return response.info.models[0]
+
+
+async def features(worker: WorkerProcess) -> set[str]:
+    return set((await described(worker)).features)
+
+
+async def cached_blocks(worker: WorkerProcess, expected: list[int]) -> dict[int, int]:
+    """The parents of all blocks that the worker says are cached, once those that are expected are."""
+    parents: dict[int, int] = {}
+    whole = False
+    call = worker.watch(cache_events=True, min_interval_ms=1)
+    async with asyncio.timeout(TIMEOUT_S):
+        async for response in call:
+            if response.HasField("cache_snapshot"):
+                chunk = response.cache_snapshot
+                parents.update(zip(chunk.hashes, chunk.parents, strict=True))
+                whole = whole or chunk.last
+            for event in response.cache_events:
+                parent = event.stored_parent
+                for block in event.stored:
+                    parents[block] = parent
+                    parent = block
+                for block in event.removed:
+                    parents.pop(block, None)
+            if whole and set(expected) <= set(parents):
+                break
+    call.cancel()
+    return parents
+
+
+def depth(hashes: list[int], parents: dict[int, int]) -> int:
+    """How many of a prompt's first blocks are cached, each behind the one before."""
+    for number, block in enumerate(hashes):
+        if parents.get(block, -1) != (hashes[number - 1] if number else 0):
+            return number
+    return len(hashes)
 
 
 async def test_greedy_answers_are_streamed_and_reproducible(gateway: Gateway, words: Words) -> None:
@@ -166,20 +205,48 @@ async def test_a_prefix_is_computed_once(gateway: Gateway, words: Words) -> None
 
 
 async def test_the_load_is_seen_while_it_lasts(worker: WorkerProcess, gateway: Gateway, words: Words) -> None:
-    call = worker.watch(min_interval_ms=5)
-    streams = [gateway.submit(words.chat(f"Tell me of {i}."), 16, sampling=FULL) for i in range(3)]
-    running = steps = context = 0
+    slots = (await described(worker)).max_sequences
+    call = worker.watch(min_interval_ms=1)
+    streams = [gateway.submit(words.chat(f"Tell me of {i}."), 16, sampling=FULL) for i in range(slots + 2)]
+    seen: list[worker_pb2.LoadSample.ModelLoad] = []
     async with asyncio.timeout(TIMEOUT_S):
         async for response in call:
-            load = response.load.models[0]
-            running, context = max(running, load.running), max(context, load.context_tokens)
-            steps += len(load.step_us)
-            if not load.running and all(stream.terminal for stream in streams):
+            seen += response.load.models
+            if all(stream.terminal for stream in streams) and not (seen[-1].running or seen[-1].waiting):
                 break
     call.cancel()
-    assert running == 3
-    assert context > 3 * 5
-    assert steps > 0
+    assert max(load.running for load in seen) == slots
+    assert max(load.waiting for load in seen) >= 2
+    assert max(load.queued_prefill_tokens for load in seen) > 0
+    assert max(load.kv_blocks_used for load in seen) >= slots
+    assert max(load.context_tokens for load in seen) > slots * 10
+    steps = [step for load in seen for step in zip(load.step_us, load.step_batch, strict=True)]
+    assert steps
+    assert all(duration > 0 for duration, _ in steps)
+    assert max(batch for _, batch in steps) > 1
+    assert (seen[-1].kv_blocks_used, seen[-1].queued_prefill_tokens, seen[-1].context_tokens) == (0, 0, 0)
+
+
+@pytest.mark.timeout(300)
+async def test_cache_events_say_what_is_cached(worker: WorkerProcess, gateway: Gateway, words: Words) -> None:
+    """The reference is the engine itself: what it says it took from its cache when a prompt comes again."""
+    if "cache_events" not in await features(worker):
+        pytest.skip("this engine tells nothing of its cache")
+    prompts = [words.chat(f"{one}, " + ", ".join(f"{one}{i}" for i in range(80))) for one in range(8)]
+    chains = [block_hashes(prompt, 16) for prompt in prompts]
+    for prompt, hashes in zip(prompts, chains, strict=True):
+        assert len(prompt) > 256
+        await gateway.complete(prompt, 2, sampling=FULL, block_hashes=hashes)
+    taken = []
+    for prompt, hashes in reversed(list(zip(prompts, chains, strict=True))):
+        cached = 16 * depth(hashes, await cached_blocks(worker, chains[-1][:2]))
+        again = await gateway.complete(prompt, 1, sampling=FULL, block_hashes=hashes)
+        assert again.terminal is not None
+        taken.append(again.terminal.cached_tokens)
+        assert cached - BLOCK <= taken[-1] <= cached, (cached, taken)
+    assert taken[0] >= len(prompts[-1]) - 2 * BLOCK
+    room = 16 * (await described(worker)).kv_blocks_total
+    assert (taken[-1] < BLOCK) == (sum(map(len, prompts)) > room), "the least recently used goes first"
 
 
 async def test_a_resumed_answer_goes_on_where_it_broke_off(gateway: Gateway, words: Words) -> None:

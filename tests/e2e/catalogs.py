@@ -28,6 +28,18 @@ def real(name: str = "smollm2", **arguments: Any) -> dict[str, Any]:
     return entry | {"engines": [{"engine": "llamacpp", "arguments": arguments}]}
 
 
+def mixed(name: str = "smollm2") -> dict[str, Any]:
+    """The real small model, on whichever of two engines a worker hosts."""
+    vllm = {"max_num_seqs": 32, "kv_cache_memory_bytes": 256 << 20}
+    return simulated(name) | {
+        "context_length": 1024,
+        "engines": [
+            {"engine": "vllm", "arguments": vllm},
+            {"engine": "llamacpp", "arguments": {"n_parallel": 16}},
+        ],
+    }
+
+
 def write_catalog(path: Path, *entries: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump({"models": list(entries)}), encoding="utf-8")
     return path

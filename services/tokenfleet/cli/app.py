@@ -168,7 +168,7 @@ def up(
         typer.Option(
             "--engine",
             "-e",
-            help="Engine the workers can run; may be repeated.",
+            help="Engine the workers can run; may be repeated. Of vllm,llamacpp they get one in turn.",
             show_default="llamacpp and sim",
         ),
     ] = None,

@@ -9,6 +9,7 @@ import shlex
 import signal
 import socket
 from collections.abc import Coroutine
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class UpOptions:
 def run_fleet(options: UpOptions) -> int:
     """Runs a fleet until it is told to stop; answers the exit code. Raises CliError."""
     spec = options.spec()
-    _require_what_the_fleet_needs(options.engines)
+    _require_what_the_fleet_needs(spec.all_engines)
     _require_a_good_catalog(options.catalog)
     try:
         return asyncio.run(_Up(spec).run())
@@ -155,7 +156,7 @@ class _Up:
         for leftover in self._fleet.predecessors:
             self._narrator.say(f"ended what an earlier fleet had left behind: {leftover}", style="yellow")
         # models first: a process that needs one is ready when it has arrived, which may take its time
-        failures = await follow_warm_models(self._loader, set(self._spec.engines), self._narrator.loading)
+        failures = await follow_warm_models(self._loader, self._spec.all_engines, self._narrator.loading)
         self._report_failures(failures)
         await self._fleet.wait_ready()
         self._narrator.running()
@@ -183,14 +184,14 @@ class _Up:
         )
         if not loaded:
             async with grpc.aio.insecure_channel(self._loader) as channel:
-                loaded = [spec.name for spec in await servable_models(channel, set(self._spec.engines))]
+                loaded = [spec.name for spec in await servable_models(channel, self._spec.all_engines)]
         say()
         if loaded:
             say("Ask it something:")
             say(f"  {first_call(url, loaded[0], self._spec.security)}")
         else:
             say(
-                f"No model of the catalog runs on the engines {', '.join(self._spec.engines)}.",
+                f"No model of the catalog runs on the engines {', '.join(sorted(self._spec.all_engines))}.",
                 style="yellow",
             )
         say()
@@ -227,13 +228,18 @@ def first_call(url: str, model: str, security: FleetSecurity | None = None) -> s
     return f"curl {trust}{url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {data}"
 
 
-def _require_what_the_fleet_needs(engines: tuple[str, ...]) -> None:
+def _require_what_the_fleet_needs(engines: AbstractSet[str]) -> None:
     if importlib.util.find_spec("psutil") is None or importlib.util.find_spec("uvicorn") is None:
         raise CliError("a local fleet needs more than the client: pip install 'tokenfleet[local]'")
     if "llamacpp" in engines and importlib.util.find_spec("xllamacpp") is None:
         raise CliError(
             "the engine llamacpp is not installed: pip install 'tokenfleet[local]'; where there is no build "
             "of it (Macs with an Intel processor), --engine sim runs the fleet with a simulated engine"
+        )
+    if "vllm" in engines and importlib.util.find_spec("vllm") is None:
+        raise CliError(
+            "the engine vllm is not installed here: on Linux, make setup-engines gets its build for CPUs, "
+            "and .venv-engines/bin/tokenfleet up runs the fleet with it"
         )
 
 

@@ -94,6 +94,14 @@ def test_a_catalog_and_engines_are_passed_on() -> None:
     processes = planned(catalog=Path("/my/catalog.yaml"), engines=("llamacpp", "sim"))
     assert flag(processes["model-loader"], "--catalog") == "/my/catalog.yaml"
     assert flag(processes["worker-0"], "--engines") == "llamacpp,sim"
+
+
+def test_workers_get_the_engines_of_a_list_in_turn() -> None:
+    processes = planned(workers=3, engines=("vllm,llamacpp", "sim"))
+    hosted = [flag(processes[f"worker-{number}"], "--engines") for number in range(3)]
+    assert hosted == ["vllm,sim", "llamacpp,sim", "vllm,sim"]
+    fleet = FleetSpec(state_dir=Path("/state"), workers=2, engines=("vllm,llamacpp", "sim"))
+    assert fleet.all_engines == {"vllm", "llamacpp", "sim"}
     assert "--catalog" not in planned()["model-loader"].command
 
 

@@ -38,7 +38,7 @@ def test_the_default_catalog_is_good_and_says_what_it_must() -> None:
     assert default.policy == common_pb2.ModelSpec.POLICY_WARM
     assert default.system_prompt == ""
     assert (default.context_length, default.block_size) == (8192, 16)
-    assert [config.engine for config in default.engines] == ["llamacpp"]
+    assert [config.engine for config in default.engines] == ["llamacpp", "vllm"]
     sim = specs["sim-smollm2"]
     assert sim.policy == common_pb2.ModelSpec.POLICY_LAZY
     assert (sim.source, sim.digest) == (default.source, default.digest)

@@ -36,7 +36,7 @@ class FleetSpec:
     routers: int = 1
     workers: int = 2
     zones: Sequence[str] = ("zone-a", "zone-b")  # workers get them in turn; the gateway is in the first
-    engines: Sequence[str] = ("llamacpp",)
+    engines: Sequence[str] = ("llamacpp",)  # all workers host each; of "a,b" they get one in turn
     catalog: Path | None = None  # None: the model-loader's default
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -57,6 +57,11 @@ class FleetSpec:
         for mapping in (self.flags, self.env, self.cpus):
             if unknown := set(mapping) - known:
                 raise ValueError(f"no process or role is called {min(unknown)!r}; there are {sorted(known)}")
+
+    @property
+    def all_engines(self) -> set[str]:
+        """Those that some worker hosts."""
+        return {engine for number in range(self.workers) for engine in _engines(self, f"{WORKER}-{number}")}
 
     def process_names(self) -> list[str]:
         """All processes, in the order in which they are shown."""
@@ -170,7 +175,14 @@ def _service_flags(spec: FleetSpec, layout: Layout) -> dict[str, tuple[str, ...]
     for name in _numbered(TOKENIZER, spec.tokenizers):
         flags[name] = ("--loader", loader)
     for name in _numbered(WORKER, spec.workers):
-        flags[name] = ("--name", name, "--zone", _zone(spec, name), "--engines", ",".join(spec.engines))
+        flags[name] = (
+            "--name",
+            name,
+            "--zone",
+            _zone(spec, name),
+            "--engines",
+            ",".join(_engines(spec, name)),
+        )
     return flags
 
 
@@ -207,6 +219,12 @@ def _zone(spec: FleetSpec, name: str) -> str:
     if _role(name) == WORKER:
         return spec.zones[int(name.rpartition("-")[2]) % len(spec.zones)]
     return spec.zones[0] if name == GATEWAY else ""
+
+
+def _engines(spec: FleetSpec, worker: str) -> list[str]:
+    number = int(worker.rpartition("-")[2])
+    choices = [[one.strip() for one in engine.split(",")] for engine in spec.engines]
+    return list(dict.fromkeys(each[number % len(each)] for each in choices))
 
 
 def _overridden(flags: Sequence[str], by: Sequence[str]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def main() -> None:
         return
     config = json.loads(line)
     try:
-        server = _start(config)
+        server = start(config)
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}")  # llama.cpp has already logged why
     os.write(ready, b'{"ready": {}}\n')
@@ -49,13 +49,14 @@ def _serve_until_the_pipe_closes(server: Any, socket: str) -> NoReturn:
     os._exit(0)
 
 
-def _start(config: dict[str, Any]) -> Any:
+def start(config: dict[str, Any], port: int = 1) -> Any:
+    """llama.cpp's server. A Unix socket has no port, but 0 would mean: do not listen."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = config["model"]
     params.hostnames = [config["socket"]]
-    params.port = 1  # a Unix socket has none, but 0 would mean: do not listen
+    params.port = port
     params.n_parallel = config["n_parallel"]
     params.n_ctx = config["n_ctx"]
     params.n_batch = params.n_ubatch = config["n_batch"] or max(_batch_by_device(), config["n_parallel"])

