@@ -1,5 +1,7 @@
 """The TensorRT-LLM engine on a TensorRT-LLM that has no names but those of `api.json`."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from tokenfleet.worker.engines.trtllm.cache import CacheEvents
 from tokenfleet.worker.engines.trtllm.engine import TrtllmEngine
 
 ROOT = Path(__file__).resolve().parents[4]
+TIMEOUT_S = 60.0
 FAKE = Path(__file__).parent / "fake"
 VOCABULARY = Vocabulary([b"", b"a", b"", *(f" w{i}".encode() for i in range(3, 5000))], frozenset({2}))
 STOP, LENGTH = common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH
@@ -29,6 +32,12 @@ class Heard(test_hosted.Heard):
     def __init__(self) -> None:
         super().__init__()
         self.cached: set[int] = set()
+
+    async def until(self, what: Any) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            while not what():
+                self.changed.clear()
+                await self.changed.wait()
 
     def cache_stored(self, hashes: Sequence[int], parent: int) -> None:
         self.cached |= set(hashes)
@@ -188,6 +197,28 @@ async def test_cached_prefixes_are_told_in_canonical_blocks() -> None:
         engine.submit(generation(1, prompt))
         expected = set(block_hashes(prompt[:96], 16))
         await heard.until(lambda: heard.cached == expected)
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_arrives_while_a_request_is_submitted_is_reported_with_the_next_step() -> None:
+    from tensorrt_llm import LLM, KvCacheConfig
+
+    from tokenfleet.worker.engines.trtllm.stepped import SteppedLlm
+
+    cache = KvCacheConfig(enable_block_reuse=True, event_buffer_max_size=1)
+    engine = SteppedLlm(LLM(model="m", kv_cache_config=cache), 16, frozenset({2}))
+    told: list[int] = []
+    for number in range(20):
+        prompt = [1, 100] if number == 0 else [1, 300]
+        sampling = {"top_k": 1, "ignore_eos": True}
+        engine.submit({"key": number, "ids": prompt, "max_tokens": 1_000, "sampling": sampling})
+        time.sleep(0.002)  # the first one's next token is due when the loop runs for the next submit
+        if number % 5 == 0:
+            told += [token for key, ids in engine.step().deltas if key == 0 for token in ids]
+    told += [token for key, ids in engine.step().deltas if key == 0 for token in ids]
+    assert told == list(range(101, 101 + len(told)))
+    assert len(told) > 10
+    engine.close()
 
 
 def event(number: int, data: dict[str, Any], window: int = 4_096, **fields: Any) -> dict[str, Any]:

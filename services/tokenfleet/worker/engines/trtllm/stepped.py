@@ -83,8 +83,9 @@ class SteppedLlm:
         return 0.0 if self._rows else max(0.0, self._look_at - time.monotonic())
 
     def step(self) -> StepReport:
-        report = self._report = StepReport()
         self._loop.run_until_complete(self._next())
+        # what arrives between two steps, while a request is submitted, belongs to the next report
+        report, self._report = self._report, StepReport()
         waiting = [row for row in self._rows.values() if not row.sent]
         report.context_tokens = sum(row.prompt + row.sent for row in self._rows.values())
         report.queued_prefill_tokens = sum(row.prompt for row in waiting)
@@ -99,8 +100,11 @@ class SteppedLlm:
         self._report.cache.append((list(hashes), None))
 
     def close(self) -> None:
-        for task in self._tasks:
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.close()
         self._llm.shutdown()
 
     async def _begin(self, request: dict[str, Any]) -> None:
