@@ -27,10 +27,13 @@ FULL = {**GREEDY, "ignore_eos": True}
 # few sequences at once, so that some have to wait, and a cache that a few long prompts fill
 SIM = {"profile": "fixed", "mean_output_tokens": 32, "max_sequences": 4, "kv_blocks": 640}
 VLLM = {"max_model_len": 1024, "max_num_seqs": 4, "kv_cache_memory_bytes": 48 << 20}
+# not the model's own bfloat16: there, as in any engine, the company in a batch may decide between near equals
+TRANSFORMERS = {"dtype": "float32", "max_batch": 4}
 CASES = [
     pytest.param(("sim", SIM), id="sim"),
     pytest.param(("llamacpp", {"n_parallel": 4}), id="llamacpp", marks=pytest.mark.real_model),
     pytest.param(("vllm", VLLM), id="vllm", marks=needs("vllm")),
+    pytest.param(("transformers", TRANSFORMERS), id="transformers", marks=needs("torch", "transformers")),
 ]
 BLOCK = 32  # tokens in the largest block of an engine's cache here
 CAPITALS = ("France", "Italy", "Japan", "Germany")

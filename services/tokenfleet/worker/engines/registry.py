@@ -13,6 +13,7 @@ ENGINES = {
     "llamacpp": "tokenfleet.worker.engines.llamacpp.engine:LlamaCppEngine",
     "remote": "tokenfleet.worker.engines.remote.engine:RemoteEngine",
     "sim": "tokenfleet.worker.engines.sim:SimEngine",
+    "transformers": "tokenfleet.worker.engines.transformers.engine:TransformersEngine",
     "trtllm": "tokenfleet.worker.engines.trtllm.engine:TrtllmEngine",
     "vllm": "tokenfleet.worker.engines.vllm.engine:VllmEngine",
 }
