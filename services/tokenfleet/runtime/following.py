@@ -4,12 +4,15 @@ Catalogs and workers are watched through streams that outlive every disturbance:
 learns why at once (what it knew may now be wrong), and the stream is opened again with growing, jittered
 pauses, so that a fleet whose peer restarts does not knock all at the same moment. Every attempt has a channel
 of its own: gRPC's hidden reconnect pauses would otherwise add to ours, and a peer that is back should be seen
-within a second.
+within a second. A channel costs milliseconds and a handful of descriptors though, whether or not anybody is
+there, so a peer that was lost is first knocked at with a bare connection: a thousand that are away must not
+keep a process busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
@@ -18,6 +21,7 @@ import grpc
 
 from tokenfleet.runtime.errors import FleetError, from_rpc_error
 from tokenfleet.runtime.grpc_host import open_channel
+from tokenfleet.runtime.settings import split_address
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.runtime.tls.diagnosis import diagnose
 from tokenfleet.v1 import common_pb2
@@ -26,6 +30,7 @@ log = get_logger(__name__)
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 1.0
+KNOCK_PATIENCE_S = 2.0
 
 Item = TypeVar("Item")
 
@@ -58,16 +63,19 @@ class StreamFollower(Generic[Item]):
             self._task = asyncio.create_task(self._follow(), name=f"follow {self._target}")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        # who restarts it meanwhile has a task of its own, which must not be forgotten at the end of this one
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _follow(self) -> None:
+        unreachable: FleetError | None = None
         while True:
-            self._broken(await self._until_broken())
+            self._broken(unreachable or await self._until_broken())
             await asyncio.sleep(self._pause_s * random.uniform(0.8, 1.2))
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+            unreachable = await _knock(self._target)
 
     async def _until_broken(self) -> FleetError:
         heard = False
@@ -91,3 +99,17 @@ class StreamFollower(Generic[Item]):
                 log.exception("item not taken", target=self._target)
                 return FleetError(common_pb2.REASON_INTERNAL, f"{type(error).__name__}: {error}")
         return FleetError(common_pb2.REASON_DRAINING, f"{self._target} ended the stream")
+
+
+async def _knock(target: str) -> FleetError | None:
+    """Why nobody is there; None when somebody is."""
+    try:
+        async with asyncio.timeout(KNOCK_PATIENCE_S):
+            _, writer = await asyncio.open_connection(*split_address(target))
+    except (OSError, TimeoutError) as error:
+        cause = str(error) or f"no answer within {KNOCK_PATIENCE_S:g} s"
+        return FleetError(common_pb2.REASON_WORKER_LOST, f"cannot reach {target}: {cause}")
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return None
