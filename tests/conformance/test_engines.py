@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from tests import real_model
 from tests.contract.worker_process import TIMEOUT_S, Gateway, Stream, WorkerProcess, running_worker, spec
 from tests.engines.installed import needs
+from tests.engines.vllm_server import vllm_server
 from tokenfleet.core.blocks import block_hashes
 from tokenfleet.runtime.models import Vocabulary, load_vocabulary
 from tokenfleet.v1 import common_pb2, worker_pb2
@@ -34,6 +36,9 @@ CASES = [
     pytest.param(("llamacpp", {"n_parallel": 4}), id="llamacpp", marks=pytest.mark.real_model),
     pytest.param(("vllm", VLLM), id="vllm", marks=needs("vllm")),
     pytest.param(("transformers", TRANSFORMERS), id="transformers", marks=needs("torch", "transformers")),
+    # a bare `vllm serve --grpc`, with the same settings
+    pytest.param(("remote", VLLM), id="remote", marks=needs("vllm", "smg_grpc_servicer")),
+    pytest.param(("trtllm", {}), id="trtllm", marks=needs("tensorrt_llm")),
 ]
 BLOCK = 32  # tokens in the largest block of an engine's cache here
 CAPITALS = ("France", "Italy", "Japan", "Germany")
@@ -63,7 +68,11 @@ def words() -> Words:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=CASES)
 async def worker(request: pytest.FixtureRequest) -> AsyncIterator[WorkerProcess]:
     engine, arguments = request.param
-    async with running_worker("--name", "w", "--engines", engine) as process:
+    async with AsyncExitStack() as stack:
+        if engine == "remote":
+            address = await stack.enter_async_context(vllm_server(**arguments))
+            arguments = {"address": address, "model": "small"}
+        process = await stack.enter_async_context(running_worker("--name", "w", "--engines", engine))
         answer = await process.load(spec(engine, **arguments))
         assert answer[-1].progress.stage == common_pb2.LoadProgress.STAGE_READY, answer[-1]
         yield process
@@ -241,8 +250,10 @@ async def test_cache_events_say_what_is_cached(worker: WorkerProcess, gateway: G
         assert len(prompt) > 256
         await gateway.complete(prompt, 2, sampling=FULL, block_hashes=hashes)
     taken = []
+    latest = chains[-1]
     for prompt, hashes in reversed(list(zip(prompts, chains, strict=True))):
-        cached = 16 * depth(hashes, await cached_blocks(worker, chains[-1][:2]))
+        cached = 16 * depth(hashes, await cached_blocks(worker, latest[:-2]))
+        latest = hashes
         again = await gateway.complete(prompt, 1, sampling=FULL, block_hashes=hashes)
         assert again.terminal is not None
         taken.append(again.terminal.cached_tokens)

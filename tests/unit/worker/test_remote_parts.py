@@ -160,7 +160,7 @@ def test_an_ending_that_is_none_is_a_failure(word: str) -> None:
 
 
 def test_the_own_books_are_exact_and_the_server_knows_of_others() -> None:
-    book = LoadBook(block_size=16, kv_blocks_total=100)
+    book = LoadBook(block_size=16, kv_blocks_total=100, max_sequences=8)
     one, two = sequence(32, key=1), sequence(16, key=2)
     one.first_token_at = 1.0
     one.received = 8
@@ -170,10 +170,19 @@ def test_the_own_books_are_exact_and_the_server_knows_of_others() -> None:
     )
     book.server_said(ServerLoad(running=3, waiting=1, kv_usage=0.5), own=2)
     assert book.now([one, two]) == EngineLoad(
-        running=3, waiting=1, kv_blocks_used=50, queued_prefill_tokens=16, context_tokens=56
+        running=3, waiting=1, kv_blocks_used=50, queued_prefill_tokens=16, context_tokens=40
     )
     book.idle()
     assert book.now([]) == EngineLoad()
+
+
+def test_more_sequences_than_the_server_runs_at_once_have_to_wait() -> None:
+    book = LoadBook(block_size=16, kv_blocks_total=100, max_sequences=2)
+    many = [sequence(20, key=key) for key in range(5)]
+    assert (book.now(many).running, book.now(many).waiting) == (2, 3)
+    for one in many:
+        one.first_token_at = 1.0
+    assert (book.now(many).running, book.now(many).waiting) == (5, 0), "it runs more than it said"
 
 
 # Cache events

@@ -271,7 +271,7 @@ class RemoteEngine:
         self.features = self._dialect.features | ({"cache_events"} if publishes else set())
         self._end_ids = self._model.vocabulary.special_ids | frozenset(said.end_ids)
         self._facts = self._facts_from(said)
-        self._book = LoadBook(self._model.block_size, self._facts.kv_blocks_total)
+        self._book = LoadBook(self._model.block_size, self._facts.kv_blocks_total, self._facts.max_sequences)
         self._watching = asyncio.create_task(self._watch(server))
         log.info(
             "attached to the engine server",

@@ -17,9 +17,10 @@ from tokenfleet.worker.engines.remote.sequence import RemoteSequence
 class LoadBook:
     """Combines both; belongs to the event loop's thread."""
 
-    def __init__(self, block_size: int, kv_blocks_total: int) -> None:
+    def __init__(self, block_size: int, kv_blocks_total: int, max_sequences: int) -> None:
         self._block_size = block_size
         self._kv_blocks_total = kv_blocks_total
+        self._max_sequences = max_sequences
         self._said: ServerLoad | None = None
         self._others = 0
 
@@ -34,18 +35,22 @@ class LoadBook:
         self._others = 0
 
     def now(self, sequences: Collection[RemoteSequence]) -> EngineLoad:
-        said = self._said
-        own = len(sequences)
+        """Whoever has no token yet may be waiting; who came last waits first."""
         silent = [one for one in sequences if not one.first_token_at]
-        context = sum(one.context_tokens for one in sequences)
-        waiting = min(len(silent), said.waiting) if said is not None else 0
-        used = -(-context // self._block_size)
-        if said is not None:
-            used = max(used, round(said.kv_usage * self._kv_blocks_total))
+        waiting = self._waiting(len(sequences), len(silent))
+        behind = set(silent[len(silent) - waiting :])
+        contexts = [one.context_tokens for one in sequences if one not in behind]
+        used = sum(-(-tokens // self._block_size) for tokens in contexts)
+        if self._said is not None:
+            used = max(used, round(self._said.kv_usage * self._kv_blocks_total))
         return EngineLoad(
-            running=own - waiting + self._others,
+            running=len(contexts) + self._others,
             waiting=waiting,
             kv_blocks_used=used,
             queued_prefill_tokens=sum(len(one.generation.token_ids) for one in silent),
-            context_tokens=context,
+            context_tokens=sum(contexts),
         )
+
+    def _waiting(self, own: int, silent: int) -> int:
+        told = self._said.waiting if self._said is not None else 0
+        return min(silent, max(told, own - self._max_sequences))
