@@ -39,6 +39,7 @@ class Loader(_Base):
 
     # what no test calls stays unimplemented
     Unload, ListResidency, Pin = _Base.Unload, _Base.ListResidency, _Base.Pin
+    AddModel, RemoveModel = _Base.AddModel, _Base.RemoveModel
 
     async def WatchCatalog(
         self, request: model_loader_pb2.WatchCatalogRequest, context: Any
@@ -157,9 +158,9 @@ class Harness:
             while not condition((await self.views())[worker.target]):
                 await asyncio.sleep(0.01)
 
-    async def sample(self, worker: ScriptedWorker, running: int) -> None:
+    async def sample(self, worker: ScriptedWorker, running: int, **more: int) -> None:
         """The worker says how many sequences run, and the router knows it."""
-        worker.sample(MODEL, running=running)
+        worker.sample(MODEL, running=running, **more)  # type: ignore[arg-type]
         await self.knows(worker, lambda view: [load.running for load in view.load.models] == [running])
 
     async def becomes(self, worker: ScriptedWorker, state: worker_pb2.WorkerState.ValueType) -> None:

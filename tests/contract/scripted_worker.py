@@ -33,6 +33,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         self.load_failure: common_pb2.Failure | None = None
         self.may_load = asyncio.Event()
         self.may_load.set()
+        self.accelerator = worker_pb2.Accelerator(kind="cpu", count=1)
         self._samples: dict[str, worker_pb2.LoadSample.ModelLoad] = {}
         self._sequence = 0
         self._watchers: set[asyncio.Queue[worker_pb2.WatchResponse | None]] = set()
@@ -83,9 +84,18 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         self.info.state = state
         self.tell()
 
-    def sample(self, model: str, running: int = 0, waiting: int = 0, admitted: Iterable[str] = ()) -> None:
+    def sample(
+        self,
+        model: str,
+        running: int = 0,
+        waiting: int = 0,
+        admitted: Iterable[str] = (),
+        queued_prefill_tokens: int = 0,
+    ) -> None:
         """A load sample, now."""
-        self._samples[model] = worker_pb2.LoadSample.ModelLoad(model=model, running=running, waiting=waiting)
+        self._samples[model] = worker_pb2.LoadSample.ModelLoad(
+            model=model, running=running, waiting=waiting, queued_prefill_tokens=queued_prefill_tokens
+        )
         self._say(worker_pb2.WatchResponse(load=self._load(admitted)))
 
     def tell(self) -> None:
@@ -172,7 +182,10 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
     def _load(self, admitted: Iterable[str] = ()) -> worker_pb2.LoadSample:
         self._sequence += 1
         return worker_pb2.LoadSample(
-            sequence=self._sequence, models=self._samples.values(), admitted_ids=admitted
+            sequence=self._sequence,
+            models=self._samples.values(),
+            admitted_ids=admitted,
+            accelerator=self.accelerator,
         )
 
     def _say(self, response: worker_pb2.WatchResponse) -> None:

@@ -112,6 +112,14 @@ async def test_a_request_keeps_its_id_and_priority_on_the_way() -> None:
         assert seen[0].request_id == "mine-7"
         assert fleet.router.asks[0].context.request_id == "mine-7"
         assert fleet.router.asks[0].context.priority == pb.PRIORITY_BATCH
+        assert not fleet.router.asks[0].HasField("ttft_objective_s")
+
+
+async def test_objectives_reach_the_router() -> None:
+    async with stub_on_fakes() as (fleet, stub):
+        await deltas(stub.Chat(chatting(ttft_objective_s=0.5, itl_objective_s=0.25)))
+        (ask,) = fleet.router.asks
+        assert (ask.ttft_objective_s, ask.itl_objective_s) == (0.5, 0.25)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 20])
@@ -157,6 +165,8 @@ async def test_counting_and_listing() -> None:
         (chatting(max_tokens=2**32 - 1), "INVALID_ARGUMENT", "max_tokens"),
         (chatting(max_tokens=CONTEXT), "CONTEXT_LENGTH_EXCEEDED", "max_tokens"),
         (chatting(priority=9), "INVALID_ARGUMENT", "priority"),
+        (chatting(ttft_objective_s=-1), "INVALID_ARGUMENT", "ttft_objective_s"),
+        (chatting(itl_objective_s=float("nan")), "INVALID_ARGUMENT", "itl_objective_s"),
         (chatting(request_id="a\nb"), "INVALID_ARGUMENT", "request_id"),
         (chatting(request_id="x" * 129), "INVALID_ARGUMENT", "request_id"),
         (sampling(temperature=2.5), "INVALID_ARGUMENT", "temperature"),

@@ -233,6 +233,10 @@ async def test_garbage_gets_a_typed_error_and_the_socket_goes_on(sent: str, para
         (chat(timeout=0), "invalid_value", "timeout"),
         (chat(timeout=True), "invalid_value", "timeout"),
         (chat(timeout="soon"), "invalid_value", "timeout"),
+        (chat(priority="urgent"), "invalid_value", "priority"),
+        (chat(priority=1), "invalid_value", "priority"),
+        (chat(ttft_objective=0), "invalid_value", "ttft_objective"),
+        (chat(itl_objective=True), "invalid_value", "itl_objective"),
         ({"model": "letters", "prompt": ""}, "invalid_value", "prompt"),
         (chat(tools=[{"type": "function"}]), "unsupported", "tools"),
         (

@@ -277,6 +277,46 @@ async def test_explain_tells_its_own_tenant_what_was_chosen_why_and_what_became_
         assert not foreign.records
 
 
+async def test_a_device_with_a_fault_gets_nothing_and_explain_names_it() -> None:
+    a, b = pair(slots=50)
+    async with (
+        router_between((a, b)) as harness,
+        open_channel(harness.router.address, ROUTER) as channel,
+    ):
+        await harness.gateway.placed()
+        a.accelerator = worker_pb2.Accelerator(kind="NVIDIA H200", count=1, faults=["XID 79"])
+        await harness.sample(a, running=1)
+        placements = [
+            await harness.gateway.placed(context={"request_id": f"r{number}"}) for number in range(5)
+        ]
+        assert {placement.worker_id for placement in placements} == {"b-1"}
+        stub = router_pb2_grpc.RouterStub(channel)
+        (record,) = (await stub.Explain(router_pb2.ExplainRequest(request_id="r4", tenant="t"))).records
+        seen = {candidate.worker_id: candidate for candidate in record.candidates}
+        assert seen["a-1"].veto == "its accelerator is faulty: XID 79"
+        assert sum(seen["b-1"].parts_s.values()) == pytest.approx(seen["b-1"].cost_s, rel=1e-3)
+        (view,) = [view for view in (await harness.views()).values() if view.info.name == "a"]
+        assert list(view.load.accelerator.faults) == ["XID 79"]
+
+
+async def test_an_objective_comes_from_the_class_and_the_request_may_tighten_it() -> None:
+    (a,) = pair(slots=50)[:1]
+    flags = ("--ttft-objectives", "interactive=1,batch=1000")
+    interactive = {"priority": common_pb2.PRIORITY_INTERACTIVE}
+    async with router_between((a,), *flags) as harness:
+        await harness.sample(a, running=1, queued_prefill_tokens=30_000)  # some six seconds, as is believed
+        (waits,) = harness.gateway.ask(context=interactive)
+        await harness.gateway.waits(waits)
+        await harness.sample(a, running=1, queued_prefill_tokens=0)
+        await harness.gateway.answer(waits)
+        await harness.sample(a, running=1, queued_prefill_tokens=30_000)
+        batch = {"priority": common_pb2.PRIORITY_BATCH}
+        await harness.gateway.placed(context=batch)
+        await harness.gateway.placed()  # standard has none
+        (tightened,) = harness.gateway.ask(context=batch, ttft_objective_s=1.0)
+        await harness.gateway.waits(tightened)
+
+
 async def test_a_prompt_goes_where_the_worker_says_that_its_prefix_is_cached() -> None:
     a, b = pair(slots=50)
     prompt = {"prompt_tokens": 64, "block_hashes": [1, 2, 3, 4]}

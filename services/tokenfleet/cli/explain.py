@@ -39,6 +39,7 @@ class CandidateRow:
     cost_s: float | None
     cached_tokens: int | None
     veto: str  # why it was out of the question; empty: it was not
+    parts_s: dict[str, float] = field(default_factory=dict)  # of which the cost is the sum
 
 
 @dataclass(kw_only=True)
@@ -173,6 +174,7 @@ def _candidate_row(told: router_pb2.DecisionRecord.Candidate) -> CandidateRow:
         cost_s=_finite(told.cost_s) if predicted else None,
         cached_tokens=told.matched_tokens if predicted else None,
         veto=told.veto,
+        parts_s=dict(sorted(told.parts_s.items(), key=lambda part: -part[1])),
     )
 
 

@@ -12,6 +12,8 @@ from tokenfleet.cli.console import plain_or_coloured
 from tokenfleet.cli.explain import AttemptRow, CandidateRow, Deviation, Happened
 
 NOTHING = "–"
+# Share of a cost below which a part of it is left out.
+LEAST_PART = 0.02
 UNPREDICTED = CandidateRow(
     worker="",
     zone="",
@@ -61,7 +63,9 @@ def _circumstances(row: AttemptRow) -> str:
 
 
 def _candidates(row: AttemptRow) -> Table:
-    drawn = _table("", "candidate", "zone", "running", "waiting", "cached", "TTFT", "step", "cost", "remarks")
+    drawn = _table(
+        "", "candidate", "zone", "running", "waiting", "cached", "TTFT", "step", "cost", "of which"
+    )
     for candidate in row.candidates:
         chosen = candidate.worker == row.worker
         drawn.add_row(
@@ -74,9 +78,16 @@ def _candidates(row: AttemptRow) -> Table:
             _seconds(candidate.ttft_s),
             _seconds(candidate.step_s),
             _seconds(candidate.cost_s),
-            escape(candidate.veto) or ("chosen" if chosen else ""),
+            escape(candidate.veto) or _parts(candidate) or ("chosen" if chosen else ""),
         )
     return drawn
+
+
+def _parts(candidate: CandidateRow) -> str:
+    """What most of its cost is made of."""
+    least = LEAST_PART * (candidate.cost_s or 0.0)
+    most = {name: seconds for name, seconds in candidate.parts_s.items() if seconds >= least}
+    return ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in most.items())
 
 
 def _comparison(row: AttemptRow, happened: Happened) -> Table:
@@ -124,6 +135,6 @@ def _count(count: int | None) -> str:
 def _table(*columns: str) -> Table:
     drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for column in columns:
-        text = column in ("", "candidate", "zone", "remarks")
+        text = column in ("", "candidate", "zone", "of which")
         drawn.add_column(column, justify="left" if text else "right")
     return drawn

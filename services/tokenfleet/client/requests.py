@@ -56,15 +56,23 @@ class GenerationOptions(TypedDict, total=False):
     min_tokens: int
     json_schema: str | Mapping[str, Any]  # the answer is JSON of this schema, where the engine has that
     priority: Literal["interactive", "standard", "batch"]  # which requests wait for which; standard
+    ttft_objective_s: float  # the first token is wanted in so many seconds, sooner than its class has it
+    itl_objective_s: float  # and each further one
     request_id: str  # found in the fleet's logs; the gateway makes one
     return_token_ids: bool
     no_fallback: bool  # no other model shall answer where this one cannot be had
 
 
 _OPTIONS = frozenset(GenerationOptions.__annotations__)
-_OF_REQUEST = frozenset({"max_tokens", "n", "request_id", "return_token_ids", "no_fallback"})
+_OF_REQUEST = frozenset(
+    {
+        *("max_tokens", "n", "request_id", "return_token_ids", "no_fallback"),
+        *("ttft_objective_s", "itl_objective_s"),
+    }
+)
 # 0 stands for the default on the wire, so that an explicit one would be misunderstood.
 _AT_LEAST_ONE = frozenset({"max_tokens", "n"})
+_ABOVE_ZERO = frozenset({"ttft_objective_s", "itl_objective_s"})
 
 _PRIORITIES = {
     "interactive": common_pb2.PRIORITY_INTERACTIVE,
@@ -147,6 +155,8 @@ def _apply(
             continue
         if name in _AT_LEAST_ONE and value == 0:
             raise _invalid(name, "must be at least 1; leave it out for the default")
+        if name in _ABOVE_ZERO and value == 0:
+            raise _invalid(name, "must be above 0; leave it out for that of the class")
         if name == "priority" and value not in tuple(_PRIORITIES):
             raise _invalid(name, f"{value!r} is none of {', '.join(_PRIORITIES)}")
         with _naming(name):

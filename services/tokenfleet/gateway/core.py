@@ -14,6 +14,7 @@ from tokenfleet.gateway.metrics import GatewayMetrics
 from tokenfleet.gateway.sequence import Generation, Sequence
 from tokenfleet.gateway.settings import GatewaySettings
 from tokenfleet.gateway.tokenizer_pool import TokenizerPool, failure_if_too_long
+from tokenfleet.gateway.urgency import STANDARD, Urgency
 from tokenfleet.gateway.write_batch import WriteBatch
 from tokenfleet.runtime.catalog import CatalogWatch
 from tokenfleet.runtime.discovery import OwnZone
@@ -32,7 +33,8 @@ class Order:
     budget: int | None  # tokens; None: what the context leaves
     deadline: float  # on the event loop's clock
     tenant: str = "default"
-    priority: pb.Priority.ValueType = pb.PRIORITY_STANDARD
+    priority: pb.Priority.ValueType = pb.PRIORITY_STANDARD  # what the caller may have
+    urgency: Urgency = STANDARD
     fallback: bool = True  # another model may answer where this one cannot be had
 
 
@@ -112,6 +114,7 @@ class Gateway:
             prompt_tokens=count,
             features=_required_features(order.sampling),
             replaceable=order.fallback and spec.fallback != "",
+            urgency=order.urgency,
         )
         return generation, order.budget or spec.context_length - count
 

@@ -159,6 +159,11 @@ def _ask(sequence: Sequence) -> router_pb2.Ask:
         ask.excluded_workers.extend(sequence.excluded[-8:])
     if generation.features:
         ask.required_features.extend(generation.features)
+    urgency = generation.urgency
+    if urgency.ttft_objective_s:
+        ask.ttft_objective_s = urgency.ttft_objective_s
+    if urgency.itl_objective_s:
+        ask.itl_objective_s = urgency.itl_objective_s
     if sequence.preferred is not None:
         ask.preferred.CopyFrom(sequence.preferred)
     return ask

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tokenfleet.gateway.lanes import Lane
+from tokenfleet.gateway.urgency import STANDARD, Urgency
 from tokenfleet.v1 import common_pb2 as pb
 from tokenfleet.v1 import router_pb2, tokenizer_pb2, worker_pb2
 
@@ -45,6 +46,7 @@ class Generation:
     prompt_tokens: int
     features: SequenceOf[str] = ()  # that the engine must have
     replaceable: bool = False  # another model may answer instead
+    urgency: Urgency = STANDARD
 
     def context_at(self, now: float) -> pb.RequestContext:
         """The context for the next hop, with the time that is left; good until the next call."""

@@ -69,6 +69,7 @@ class Dispatcher:
         )
         self.metrics = RouterMetrics(self.scheduler, registry)
         self.records = DecisionRecords(settings.explain_records, self.scheduler.policy.name_for)
+        self._objectives = settings.objectives()
         self.watches: dict[str, WorkerWatch] = {}
         self.sessions: set[Session] = set()
         self._touched: list[Session] = []
@@ -127,6 +128,8 @@ class Dispatcher:
             prompt_tokens=ask.prompt_tokens,
             max_tokens=ask.max_tokens,
             block_hashes=ask.block_hashes[:],
+            ttft_objective_s=self._objectives.ttft_s(ask),
+            itl_objective_s=self._objectives.itl_s(ask),
             received_at=received_at,
         )
         self.scheduler.ask(request, now)

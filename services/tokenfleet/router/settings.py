@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from tokenfleet.core.scheduling import POLICIES, PredictionSettings, SchedulerLimits
+from tokenfleet.router.objectives import Objectives, parse_objectives
 from tokenfleet.runtime.discovery import PeerTargets
 from tokenfleet.runtime.settings import ServiceSettings, Targets
 
@@ -30,6 +31,17 @@ class RouterSettings(ServiceSettings):
     )
     prefix_index_bytes: int = Field(
         256 * 1024 * 1024, ge=65_536, description="the most that the index of cached prefixes may take"
+    )
+    ttft_objectives: Targets = Field(
+        ["interactive=2.5", "standard=10"],
+        description="seconds in which a class wants its first token, CLASS=SECONDS, comma-separated: what "
+        "would wait longer for its turn on a worker waits in the router, in its order; classes that are not "
+        "named go wherever there is room",
+    )
+    itl_objectives: Targets = Field(
+        default_factory=list,
+        description="seconds between two tokens that a class wants, CLASS=SECONDS, comma-separated: nothing "
+        "more of it is placed where steps would take longer, unless they do everywhere",
     )
     seed: int | None = Field(None, description="of the draws among equals; none: a new one every start")
     queue_limit: int = Field(
@@ -64,6 +76,15 @@ class RouterSettings(ServiceSettings):
                 raise ValueError(f"{pair!r} is not MODEL=POLICY")
             _checked(policy)
         return pairs
+
+    @field_validator("ttft_objectives", "itl_objectives")
+    @classmethod
+    def _readable(cls, pairs: list[str]) -> list[str]:
+        parse_objectives(pairs)
+        return pairs
+
+    def objectives(self) -> Objectives:
+        return Objectives(parse_objectives(self.ttft_objectives), parse_objectives(self.itl_objectives))
 
     def by_model(self) -> dict[str, str]:
         """The policies of the models that have one of their own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenfleet.core.queueing import Lane
 from tokenfleet.core.scheduling import (
     Candidate,
+    Device,
     Fingerprint,
     ModelLoad,
     Outcome,
@@ -17,6 +18,9 @@ from tokenfleet.core.scheduling import (
 )
 from tokenfleet.core.scheduling.sampling import STEPS_LEARNED
 from tokenfleet.v1 import common_pb2, router_pb2, worker_pb2
+
+# As a worker without any other device names its own.
+PROCESSOR = "cpu"
 
 _PHASES = {
     worker_pb2.WORKER_STATE_STARTING: Phase.STARTING,
@@ -104,6 +108,12 @@ def _latest_steps(load: worker_pb2.LoadSample.ModelLoad) -> list[Step]:
     ]
 
 
+def device(told: worker_pb2.Accelerator) -> Device:
+    """A processor's memory is its machine's, which others fill: that says nothing about this worker."""
+    memory = told.memory_used_bytes / told.memory_total_bytes if told.memory_total_bytes else 0.0
+    return Device(tuple(told.faults), told.throttled, 0.0 if told.kind == PROCESSOR else memory)
+
+
 def outcome(told: router_pb2.Release.Outcome.ValueType) -> Outcome:
     return _OUTCOMES.get(told, Outcome.ENDED)
 
@@ -153,4 +163,5 @@ def candidate(seen: Candidate) -> router_pb2.DecisionRecord.Candidate:
         described.predicted_step_s = seen.forecast.step_s
         described.cost_s = seen.forecast.cost_s
         described.matched_tokens = seen.forecast.cached_tokens
+        described.parts_s.update(seen.forecast.parts_s)
     return described

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tokenfleet.router.translate import model_loads, placements, worker_facts
+from tokenfleet.router.translate import device, model_loads, placements, worker_facts
 from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.following import Resubscribe, StreamFollower
@@ -37,7 +37,7 @@ class WorkerWatch:
         self._load = worker_pb2.LoadSample()
         self._last_error = "not connected yet"
         self._told: set[str] = set()  # failures since it was last connected, each logged once
-        self._cache_sequence = 0
+        self._cache_sequence: int | None = None  # of the last change that is known; none until a snapshot
         self._snapshots: dict[str, list[int]] = {}  # what has come of them, by model
         self._follower = StreamFollower(
             peer.target,
@@ -68,7 +68,7 @@ class WorkerWatch:
     async def widen(self, interval_ms: int) -> None:
         """Watches anew with another interval; what is known stays in force meanwhile."""
         self.interval_ms = interval_ms
-        self._cache_sequence = 0
+        self._cache_sequence = None
         await self._follower.stop()
         if not self._left:
             self._follower.start()
@@ -102,7 +102,14 @@ class WorkerWatch:
             self._introduced(response.info, now)
         if response.HasField("load"):
             self._load = load = response.load
-            scheduler.sample(self.target, model_loads(load), load.admitted_ids, load.age_ms / 1000, now)
+            scheduler.sample(
+                self.target,
+                model_loads(load),
+                load.admitted_ids,
+                load.age_ms / 1000,
+                now,
+                device(load.accelerator),
+            )
         if response.HasField("cache_snapshot"):
             self._take_snapshot(response.cache_snapshot)
         for event in response.cache_events:
@@ -121,7 +128,7 @@ class WorkerWatch:
 
     def _take_cache_event(self, event: worker_pb2.CacheEvent) -> None:
         scheduler = self._dispatcher.scheduler
-        if self._cache_sequence and event.sequence != self._cache_sequence + 1:
+        if self._cache_sequence is not None and event.sequence != self._cache_sequence + 1:
             raise Resubscribe(f"cache event {event.sequence} came after {self._cache_sequence}")
         self._cache_sequence = event.sequence
         if event.cleared:
@@ -145,7 +152,7 @@ class WorkerWatch:
             return
         self._last_error = error.message
         self._load = worker_pb2.LoadSample()
-        self._cache_sequence = 0
+        self._cache_sequence = None
         self._snapshots.clear()
         if error.message not in self._told and len(self._told) < MOST_TOLD:
             self._told.add(error.message)

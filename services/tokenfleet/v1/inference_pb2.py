@@ -26,7 +26,7 @@ from tokenfleet.v1 import common_pb2 as tokenfleet_dot_v1_dot_common__pb2
 from tokenfleet.v1 import tokenizer_pb2 as tokenfleet_dot_v1_dot_tokenizer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtokenfleet/v1/inference.proto\x12\rtokenfleet.v1\x1a\x1atokenfleet/v1/common.proto\x1a\x1dtokenfleet/v1/tokenizer.proto\"\xa5\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\x06tokens\x18\x03 \x01(\x0b\x32\x19.tokenfleet.v1.TokenInputH\x00\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.tokenfleet.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\t\n\x01n\x18\x06 \x01(\r\x12)\n\x08priority\x18\x07 \x01(\x0e\x32\x17.tokenfleet.v1.Priority\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x18\n\x10return_token_ids\x18\t \x01(\x08\x12\x13\n\x0bno_fallback\x18\n \x01(\x08\x42\x08\n\x06prompt\"\x88\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x08messages\x18\x02 \x03(\x0b\x32\x1a.tokenfleet.v1.ChatMessage\x12/\n\x08sampling\x18\x03 \x01(\x0b\x32\x1d.tokenfleet.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\t\n\x01n\x18\x05 \x01(\r\x12)\n\x08priority\x18\x06 \x01(\x0e\x32\x17.tokenfleet.v1.Priority\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x18\n\x10return_token_ids\x18\x08 \x01(\x08\x12\x13\n\x0bno_fallback\x18\t \x01(\x08\"7\n\x10GenerateResponse\x12#\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.tokenfleet.v1.Delta\"3\n\x0c\x43hatResponse\x12#\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.tokenfleet.v1.Delta\"\xc0\x02\n\x05\x44\x65lta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x32\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1b.tokenfleet.v1.FinishReason\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x14.tokenfleet.v1.Usage\x12,\n\x07loading\x18\x07 \x01(\x0b\x32\x1b.tokenfleet.v1.LoadProgress\x12\x32\n\x08logprobs\x18\x08 \x03(\x0b\x32 .tokenfleet.v1.TokenAlternatives\x12\r\n\x05model\x18\t \x01(\t\x12)\n\x08\x66\x61llback\x18\n \x01(\x0b\x32\x17.tokenfleet.v1.Fallback\"-\n\x08\x46\x61llback\x12\x11\n\trequested\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xcc\x01\n\x11TokenAlternatives\x12<\n\x06\x63hosen\x18\x01 \x01(\x0b\x32,.tokenfleet.v1.TokenAlternatives.Alternative\x12\x39\n\x03top\x18\x02 \x03(\x0b\x32,.tokenfleet.v1.TokenAlternatives.Alternative\x1a>\n\x0b\x41lternative\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x10\n\x08token_id\x18\x03 \x01(\r\"f\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.tokenfleet.v1.ChatInputH\x00\x42\x07\n\x05input\"=\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\"\x13\n\x11ListModelsRequest\"\xa6\x01\n\x12ListModelsResponse\x12\x37\n\x06models\x18\x01 \x03(\x0b\x32\'.tokenfleet.v1.ListModelsResponse.Model\x1aW\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x10\n\x08resident\x18\x03 \x01(\x08\x12\x16\n\x0e\x63reated_unix_s\x18\x04 \x01(\x04\x32\xc6\x02\n\tInference\x12M\n\x08Generate\x12\x1e.tokenfleet.v1.GenerateRequest\x1a\x1f.tokenfleet.v1.GenerateResponse0\x01\x12\x41\n\x04\x43hat\x12\x1a.tokenfleet.v1.ChatRequest\x1a\x1b.tokenfleet.v1.ChatResponse0\x01\x12T\n\x0b\x43ountTokens\x12!.tokenfleet.v1.CountTokensRequest\x1a\".tokenfleet.v1.CountTokensResponse\x12Q\n\nListModels\x12 .tokenfleet.v1.ListModelsRequest\x1a!.tokenfleet.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtokenfleet/v1/inference.proto\x12\rtokenfleet.v1\x1a\x1atokenfleet/v1/common.proto\x1a\x1dtokenfleet/v1/tokenizer.proto\"\xd8\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\x06tokens\x18\x03 \x01(\x0b\x32\x19.tokenfleet.v1.TokenInputH\x00\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.tokenfleet.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\t\n\x01n\x18\x06 \x01(\r\x12)\n\x08priority\x18\x07 \x01(\x0e\x32\x17.tokenfleet.v1.Priority\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x18\n\x10return_token_ids\x18\t \x01(\x08\x12\x13\n\x0bno_fallback\x18\n \x01(\x08\x12\x18\n\x10ttft_objective_s\x18\x0b \x01(\x02\x12\x17\n\x0fitl_objective_s\x18\x0c \x01(\x02\x42\x08\n\x06prompt\"\xbb\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x08messages\x18\x02 \x03(\x0b\x32\x1a.tokenfleet.v1.ChatMessage\x12/\n\x08sampling\x18\x03 \x01(\x0b\x32\x1d.tokenfleet.v1.SamplingParams\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\t\n\x01n\x18\x05 \x01(\r\x12)\n\x08priority\x18\x06 \x01(\x0e\x32\x17.tokenfleet.v1.Priority\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x18\n\x10return_token_ids\x18\x08 \x01(\x08\x12\x13\n\x0bno_fallback\x18\t \x01(\x08\x12\x18\n\x10ttft_objective_s\x18\n \x01(\x02\x12\x17\n\x0fitl_objective_s\x18\x0b \x01(\x02\"7\n\x10GenerateResponse\x12#\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.tokenfleet.v1.Delta\"3\n\x0c\x43hatResponse\x12#\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.tokenfleet.v1.Delta\"\xc0\x02\n\x05\x44\x65lta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x32\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1b.tokenfleet.v1.FinishReason\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x14.tokenfleet.v1.Usage\x12,\n\x07loading\x18\x07 \x01(\x0b\x32\x1b.tokenfleet.v1.LoadProgress\x12\x32\n\x08logprobs\x18\x08 \x03(\x0b\x32 .tokenfleet.v1.TokenAlternatives\x12\r\n\x05model\x18\t \x01(\t\x12)\n\x08\x66\x61llback\x18\n \x01(\x0b\x32\x17.tokenfleet.v1.Fallback\"-\n\x08\x46\x61llback\x12\x11\n\trequested\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xcc\x01\n\x11TokenAlternatives\x12<\n\x06\x63hosen\x18\x01 \x01(\x0b\x32,.tokenfleet.v1.TokenAlternatives.Alternative\x12\x39\n\x03top\x18\x02 \x03(\x0b\x32,.tokenfleet.v1.TokenAlternatives.Alternative\x1a>\n\x0b\x41lternative\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x10\n\x08token_id\x18\x03 \x01(\r\"f\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.tokenfleet.v1.ChatInputH\x00\x42\x07\n\x05input\"=\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\"\x13\n\x11ListModelsRequest\"\xa6\x01\n\x12ListModelsResponse\x12\x37\n\x06models\x18\x01 \x03(\x0b\x32\'.tokenfleet.v1.ListModelsResponse.Model\x1aW\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x10\n\x08resident\x18\x03 \x01(\x08\x12\x16\n\x0e\x63reated_unix_s\x18\x04 \x01(\x04\x32\xc6\x02\n\tInference\x12M\n\x08Generate\x12\x1e.tokenfleet.v1.GenerateRequest\x1a\x1f.tokenfleet.v1.GenerateResponse0\x01\x12\x41\n\x04\x43hat\x12\x1a.tokenfleet.v1.ChatRequest\x1a\x1b.tokenfleet.v1.ChatResponse0\x01\x12T\n\x0b\x43ountTokens\x12!.tokenfleet.v1.CountTokensRequest\x1a\".tokenfleet.v1.CountTokensResponse\x12Q\n\nListModels\x12 .tokenfleet.v1.ListModelsRequest\x1a!.tokenfleet.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenfleet.v1.inference_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=108
-  _globals['_GENERATEREQUEST']._serialized_end=401
-  _globals['_CHATREQUEST']._serialized_start=404
-  _globals['_CHATREQUEST']._serialized_end=668
-  _globals['_GENERATERESPONSE']._serialized_start=670
-  _globals['_GENERATERESPONSE']._serialized_end=725
-  _globals['_CHATRESPONSE']._serialized_start=727
-  _globals['_CHATRESPONSE']._serialized_end=778
-  _globals['_DELTA']._serialized_start=781
-  _globals['_DELTA']._serialized_end=1101
-  _globals['_FALLBACK']._serialized_start=1103
-  _globals['_FALLBACK']._serialized_end=1148
-  _globals['_TOKENALTERNATIVES']._serialized_start=1151
-  _globals['_TOKENALTERNATIVES']._serialized_end=1355
-  _globals['_TOKENALTERNATIVES_ALTERNATIVE']._serialized_start=1293
-  _globals['_TOKENALTERNATIVES_ALTERNATIVE']._serialized_end=1355
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1357
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1459
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1461
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1522
-  _globals['_LISTMODELSREQUEST']._serialized_start=1524
-  _globals['_LISTMODELSREQUEST']._serialized_end=1543
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1546
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1712
-  _globals['_LISTMODELSRESPONSE_MODEL']._serialized_start=1625
-  _globals['_LISTMODELSRESPONSE_MODEL']._serialized_end=1712
-  _globals['_INFERENCE']._serialized_start=1715
-  _globals['_INFERENCE']._serialized_end=2041
+  _globals['_GENERATEREQUEST']._serialized_end=452
+  _globals['_CHATREQUEST']._serialized_start=455
+  _globals['_CHATREQUEST']._serialized_end=770
+  _globals['_GENERATERESPONSE']._serialized_start=772
+  _globals['_GENERATERESPONSE']._serialized_end=827
+  _globals['_CHATRESPONSE']._serialized_start=829
+  _globals['_CHATRESPONSE']._serialized_end=880
+  _globals['_DELTA']._serialized_start=883
+  _globals['_DELTA']._serialized_end=1203
+  _globals['_FALLBACK']._serialized_start=1205
+  _globals['_FALLBACK']._serialized_end=1250
+  _globals['_TOKENALTERNATIVES']._serialized_start=1253
+  _globals['_TOKENALTERNATIVES']._serialized_end=1457
+  _globals['_TOKENALTERNATIVES_ALTERNATIVE']._serialized_start=1395
+  _globals['_TOKENALTERNATIVES_ALTERNATIVE']._serialized_end=1457
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1459
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1561
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1563
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1624
+  _globals['_LISTMODELSREQUEST']._serialized_start=1626
+  _globals['_LISTMODELSREQUEST']._serialized_end=1645
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1648
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1814
+  _globals['_LISTMODELSRESPONSE_MODEL']._serialized_start=1727
+  _globals['_LISTMODELSRESPONSE_MODEL']._serialized_end=1814
+  _globals['_INFERENCE']._serialized_start=1817
+  _globals['_INFERENCE']._serialized_end=2143
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,8 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RETURN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     NO_FALLBACK_FIELD_NUMBER: _builtins.int
+    TTFT_OBJECTIVE_S_FIELD_NUMBER: _builtins.int
+    ITL_OBJECTIVE_S_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     text: _builtins.str
     max_tokens: _builtins.int
@@ -46,6 +48,9 @@ class GenerateRequest(_message.Message):
     return_token_ids: _builtins.bool
     no_fallback: _builtins.bool
     """no other model shall answer where this one cannot be had"""
+    ttft_objective_s: _builtins.float
+    """tightens that of the class; 0: the class's"""
+    itl_objective_s: _builtins.float
     @_builtins.property
     def tokens(self) -> _tokenizer_pb2.TokenInput: ...
     @_builtins.property
@@ -63,10 +68,12 @@ class GenerateRequest(_message.Message):
         request_id: _builtins.str = ...,
         return_token_ids: _builtins.bool = ...,
         no_fallback: _builtins.bool = ...,
+        ttft_objective_s: _builtins.float = ...,
+        itl_objective_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "model", b"model", "n", b"n", "no_fallback", b"no_fallback", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["itl_objective_s", b"itl_objective_s", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "no_fallback", b"no_fallback", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "ttft_objective_s", b"ttft_objective_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -87,6 +94,8 @@ class ChatRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RETURN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     NO_FALLBACK_FIELD_NUMBER: _builtins.int
+    TTFT_OBJECTIVE_S_FIELD_NUMBER: _builtins.int
+    ITL_OBJECTIVE_S_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     max_tokens: _builtins.int
     """0: what the context leaves"""
@@ -98,6 +107,9 @@ class ChatRequest(_message.Message):
     return_token_ids: _builtins.bool
     no_fallback: _builtins.bool
     """no other model shall answer where this one cannot be had"""
+    ttft_objective_s: _builtins.float
+    """tightens that of the class; 0: the class's"""
+    itl_objective_s: _builtins.float
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_tokenizer_pb2.ChatMessage]: ...
     @_builtins.property
@@ -114,10 +126,12 @@ class ChatRequest(_message.Message):
         request_id: _builtins.str = ...,
         return_token_ids: _builtins.bool = ...,
         no_fallback: _builtins.bool = ...,
+        ttft_objective_s: _builtins.float = ...,
+        itl_objective_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "n", b"n", "no_fallback", b"no_fallback", "priority", b"priority", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["itl_objective_s", b"itl_objective_s", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "n", b"n", "no_fallback", b"no_fallback", "priority", b"priority", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "sampling", b"sampling", "ttft_objective_s", b"ttft_objective_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import psutil
 
 from tokenfleet.v1 import worker_pb2
+from tokenfleet.worker.nvml import NvmlPoll, open_nvml
 
+PROCESSOR = "cpu"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -22,25 +24,28 @@ def memory_limit_bytes(cgroup_limit: Path = _CGROUP_LIMIT) -> int:
 
 
 class Device:
-    """The device that engines of this worker run on. A reading serves for `LIFE_S`: it costs system calls."""
+    """The device that engines of this worker run on: NVIDIA's where there is one, otherwise the processor."""
 
-    LIFE_S = 1.0
+    LIFE_S = 1.0  # a reading of the processor serves for so long: it costs system calls
 
-    def __init__(self) -> None:
+    def __init__(self, nvml: NvmlPoll | None = None) -> None:
+        self._nvml = nvml or open_nvml()
         self._reading = worker_pb2.Accelerator()
         self._read_at = float("-inf")
 
     def accelerator(self, now: float) -> worker_pb2.Accelerator:
+        if self._nvml is not None:
+            return self._nvml.reading()
         if now - self._read_at >= self.LIFE_S:
             self._read_at = now
-            self._reading = _read()
+            self._reading = _processor()
         return self._reading
 
 
-def _read() -> worker_pb2.Accelerator:
+def _processor() -> worker_pb2.Accelerator:
     memory = psutil.virtual_memory()
     return worker_pb2.Accelerator(
-        kind="cpu",
+        kind=PROCESSOR,
         count=psutil.cpu_count() or 1,
         memory_total_bytes=memory.total,
         memory_used_bytes=memory.total - memory.available,

@@ -26,6 +26,7 @@ CHOSEN = Candidate(
     predicted_step_s=0.0625,
     cost_s=1.5,
     matched_tokens=1024,
+    parts_s={"answer": 1.25, "queue": 0.25, "late": 0.001},
 )
 RULED_OUT = Candidate(worker_id="worker-1-bb", zone="zone-b", cost_s=math.inf, veto="full")
 VETOED = Candidate(worker_id="worker-2-cc", zone="zone-c", veto="draining")
@@ -132,7 +133,10 @@ def test_a_policy_that_predicts_nothing_is_never_wrong() -> None:
 
 def test_the_table_of_candidates() -> None:
     lines = printed(LOST)
-    assert "→ worker-0-aa zone-a 3 1 1,024 125.0 ms 62.5 ms 1.50 s chosen".split() in lines
+    assert (
+        "→ worker-0-aa zone-a 3 1 1,024 125.0 ms 62.5 ms 1.50 s answer 1.25 s, queue 250.0 ms".split()
+        in lines
+    )
     assert "worker-1-bb zone-b 0 0 0 0.0 ms 0.0 ms – full".split() in lines
     assert "worker-2-cc zone-c 0 0 – – – – draining".split() in lines
 

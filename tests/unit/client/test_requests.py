@@ -41,6 +41,8 @@ def test_every_option_goes_somewhere() -> None:
         "min_tokens": 6,
         "json_schema": '{"type": "object"}',
         "priority": "batch",
+        "ttft_objective_s": 0.5,
+        "itl_objective_s": 0.25,
         "request_id": "r",
         "return_token_ids": True,
         "no_fallback": True,

@@ -9,6 +9,7 @@ from typing import Any
 from tokenfleet.core.queueing import Lane
 from tokenfleet.core.scheduling import (
     Decision,
+    Device,
     Fingerprint,
     LoadWish,
     ModelLoad,
@@ -25,6 +26,7 @@ from tokenfleet.core.scheduling import (
 )
 
 MODEL = "m"
+SOUND = Device()
 ENGINES = frozenset({"sim"})
 BLOCK_SIZE = 16  # tokens
 
@@ -96,10 +98,11 @@ class World:
         waiting: int = 0,
         admitted: Iterable[str] = (),
         age_s: float = 0.0,
+        device: Device = SOUND,
         **more: Any,
     ) -> None:
         loads = (ModelLoad(MODEL, running, waiting, **more),)
-        self.scheduler.sample(target, loads, tuple(admitted), age_s, self.now)
+        self.scheduler.sample(target, loads, tuple(admitted), age_s, self.now, device)
 
     def lost(self, target: str) -> None:
         self.scheduler.lost(target, self.now)

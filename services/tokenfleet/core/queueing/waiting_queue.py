@@ -48,6 +48,11 @@ class WaitingQueue(Generic[Item]):
         for lane in self._lanes:
             yield from lane.serving()
 
+    def ahead_of(self, lane: Lane) -> Iterator[Entry[Item]]:
+        """Those of this lane and the ones that are served before it, in no particular order."""
+        for other in self._lanes[: lane + 1]:
+            yield from other
+
     def depth(self, lane: Lane) -> int:
         return len(self._lanes[lane])
 

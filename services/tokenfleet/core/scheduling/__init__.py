@@ -13,7 +13,7 @@ from tokenfleet.core.scheduling.fleet import (
     ReplicaState,
     WorkerFacts,
 )
-from tokenfleet.core.scheduling.model import Fingerprint, Outcome, Phase, Replica, Reservation, Worker
+from tokenfleet.core.scheduling.model import Device, Fingerprint, Outcome, Phase, Replica, Reservation, Worker
 from tokenfleet.core.scheduling.policies import Policy
 from tokenfleet.core.scheduling.prediction import PredictionSettings
 from tokenfleet.core.scheduling.registry import POLICIES, make_policy
@@ -35,6 +35,7 @@ __all__ = [
     "Candidate",
     "Choice",
     "Decision",
+    "Device",
     "Fingerprint",
     "Fleet",
     "Forecast",

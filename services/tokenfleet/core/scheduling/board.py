@@ -30,8 +30,13 @@ Column = NDArray[np.float64]
     FREE,  # tokens for which there is KV cache left
     BLOCK,  # tokens of a cached block
     ZONE,
+    QUEUE_S,  # until what waits there is computed
+    AHEAD,  # answers that must end before one more can begin, as a share of those that run at once
+    IDLE_STEP_S,  # of a step with nothing else in it
+    LATE_S,
+    STRAIN_S,
     COLUMNS,
-) = range(10)
+) = range(15)
 LINEAR = PER_PAIR + 1
 UNKNOWN_ZONE = 0
 NOWHERE = -1
@@ -147,10 +152,11 @@ class Board:
         context = replica.context_tokens + replica.reserved_context_tokens
         queued = replica.queued_prefill_tokens + replica.reserved_prefill_tokens
         slots = replica.max_sequences
-        # answers that must end before one more can begin, as a share of those that run at once
         ahead = max(0, load + 1 - slots) / slots if slots else 0.0
         step_s = speed.step_s(load + 1, 0, context)
-        fixed_s = speed.per_prefill_token_s * queued + step_s + replica.worker.late_s
+        queue_s = speed.per_prefill_token_s * queued
+        late_s, strain_s = replica.worker.late_s, replica.worker.device.strain_s
+        fixed_s = queue_s + step_s + late_s + strain_s
         self._cells[:, self._known[replica][0]] = (
             fixed_s if load < replica.capacity else math.inf,
             speed.per_prefill_token_s + speed.per_context_token_s,
@@ -161,6 +167,11 @@ class Board:
             self._free_tokens(replica),
             replica.block_size,
             self._zones.number(replica.worker.zone),
+            queue_s,
+            ahead,
+            speed.step_s(1, 0, 0),
+            late_s,
+            strain_s,
         )
 
     @staticmethod

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenfleet.core.scheduling.model import Replica
+
+UNKNOWN_ZONE = 0
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,12 +23,13 @@ class Forecast(NamedTuple):
     step_s: float
     cost_s: float
     cached_tokens: int
+    parts_s: Mapping[str, float]  # of which the cost is the sum
 
 
 class Forecasts:
     """Those of the best candidates, put into words when somebody asks: few decisions are ever looked at."""
 
-    __slots__ = ("_answer", "_cached", "_cells", "_costs", "_prompt", "replicas")
+    __slots__ = ("_answer", "_cached", "_cells", "_costs", "_prompt", "_zone", "_zone_penalty_s", "replicas")
 
     def __init__(
         self,
@@ -36,6 +39,9 @@ class Forecasts:
         cached: NDArray[np.float64] | None,
         prompt: int,
         answer: float,
+        *,
+        zone: int,
+        zone_penalty_s: float,
     ) -> None:
         """`cells`: of the board, a column a replica, the chosen one first. `prompt`, `answer`: tokens."""
         self.replicas = replicas
@@ -44,6 +50,8 @@ class Forecasts:
         self._cached = cached
         self._prompt = prompt
         self._answer = answer
+        self._zone = zone
+        self._zone_penalty_s = zone_penalty_s
 
     def __iter__(self) -> Iterator[Forecast]:
         return map(self._forecast, range(len(self.replicas)))
@@ -52,13 +60,31 @@ class Forecasts:
         return self._forecast(0)
 
     def _forecast(self, number: int) -> Forecast:
-        fixed, prompt_s, answer_s, pair_s, step_s, prefill_s, *_ = self._cells[:, number].tolist()
+        _, prompt_s, _, _, step_s, prefill_s, free, _, zone, queue_s, ahead, _, late_s, strain_s = (
+            self._cells[:, number].tolist()
+        )
         prompt, answer = self._prompt, self._answer
         cached = 0.0 if self._cached is None else float(self._cached[number])
         step = step_s + (prompt_s - prefill_s) * prompt
-        linear = fixed + prompt_s * prompt + answer_s * answer + pair_s * prompt * answer
-        ttft = linear - step * answer - prefill_s * cached
-        return Forecast(self.replicas[number], ttft, step, self._costs[number], int(cached))
+        lost = prompt + answer - free
+        abroad = self._zone not in (UNKNOWN_ZONE, zone)
+        ttft = {
+            "queue": queue_s,
+            "place": ahead * answer * step,
+            "prompt": prefill_s * (prompt - cached),
+            "step": step,
+            "late": late_s,
+            "strain": strain_s,
+        }
+        parts = ttft | {
+            "answer": answer * step,
+            "recompute": prefill_s * max(0.0, lost - cached) if lost > 0.0 else 0.0,
+            "zone": self._zone_penalty_s * abroad,
+        }
+        told = {name: seconds for name, seconds in parts.items() if seconds}
+        return Forecast(
+            self.replicas[number], sum(ttft.values()), step, self._costs[number], int(cached), told
+        )
 
 
 @dataclass(slots=True, eq=False)

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from tokenfleet.core.scheduling.model import UNKNOWN_FINGERPRINT, Fingerprint, Phase, Replica, Worker
+from tokenfleet.core.scheduling.model import (
+    SOUND,
+    UNKNOWN_FINGERPRINT,
+    Device,
+    Fingerprint,
+    Phase,
+    Replica,
+    Worker,
+)
 from tokenfleet.core.scheduling.speed import Step
 
 # Workers sample at least every second. One that is later than that may hold anything that could have been
@@ -156,8 +164,10 @@ class Fleet:
         self._take_over(worker, facts.replicas, now)
         self._refresh(worker)
 
-    def sample(self, target: str, loads: Iterable[ModelLoad], age_s: float, now: float) -> None:
-        """A worker told its load, measured `age_s` ago."""
+    def sample(
+        self, target: str, loads: Iterable[ModelLoad], age_s: float, now: float, device: Device = SOUND
+    ) -> None:
+        """A worker told its load, measured `age_s` ago, and how its accelerator is."""
         worker = self.workers.get(target)
         if worker is None or not worker.connected:
             return
@@ -165,7 +175,9 @@ class Fleet:
         worker.measured_at = now - age_s
         worker.late_s = max(0.0, age_s - LATE_S)
         told = {load.model: load for load in loads}
-        changed = worker.stale or _doubt_ends(worker, worker.measured_at)
+        changed = worker.stale or worker.device.faults != device.faults
+        changed |= _doubt_ends(worker, worker.measured_at)
+        worker.device = device
         for replica in worker.replicas.values():
             _take_load(replica, told.get(replica.model, NO_LOADS))
             changed |= _doubt_ends(replica, worker.measured_at)
@@ -233,6 +245,7 @@ class Fleet:
         return any(
             worker.connected
             and worker.phase in _LOADABLE
+            and not worker.device.faults
             and not engines.isdisjoint(worker.engines)
             and not ((replica := worker.replicas.get(model)) and replica.serving)
             for worker in self.workers.values()

@@ -38,6 +38,27 @@ class Fingerprint(NamedTuple):
 
 UNKNOWN_FINGERPRINT = Fingerprint("", "", "", "")
 
+# What a device that is throttled, or nearly out of memory, is considered to cost a request: something is
+# about to happen there which its steps do not show yet.
+STRAIN_S = 0.25
+MEMORY_SHORT = 0.99
+
+
+class Device(NamedTuple):
+    """What a worker's accelerator says of itself."""
+
+    faults: tuple[str, ...] = ()
+    throttled: bool = False
+    memory_used: float = 0.0  # share of all; 0: unknown
+
+    @property
+    def strain_s(self) -> float:
+        """Seconds by which it should be avoided, though it works."""
+        return STRAIN_S * (self.throttled + (self.memory_used > MEMORY_SHORT))
+
+
+SOUND = Device()
+
 
 @dataclass(slots=True, eq=False)
 class Worker:
@@ -59,6 +80,7 @@ class Worker:
     stale: bool = False
     measured_at: float = 0.0
     late_s: float = 0.0  # by how much its load sample is older than it should be
+    device: Device = SOUND
     doubted_at: float | None = None  # a request failed there and no later sample contradicts
     replicas: dict[str, Replica] = field(default_factory=dict)
 
@@ -71,6 +93,8 @@ class Worker:
             return str(self.phase)
         if self.stale:
             return "its load sample is stale"
+        if self.device.faults:
+            return f"its accelerator is faulty: {', '.join(self.device.faults)}"
         if self.doubted_at is not None:
             return "a request just failed there"
         return ""

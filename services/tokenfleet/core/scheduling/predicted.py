@@ -5,6 +5,11 @@
     cost = ttft + expected answer · that step
            + the zone penalty, if the replica is in another zone than the client
            + the price of computing again what the KV cache could not hold
+           + a penalty for a device that throttles or lacks memory
+
+Where a request would wait longer for its turn than its objective allows, it does not go: it waits in the
+router, in its order, for whichever replica gets to it first. What would be too slow between tokens now, and
+is not when less runs there, is waited for likewise.
 
 All of it is measured: prices from the replica's own steps, cached blocks from its cache events or, where the
 engine tells none, from what was sent there before, the length of answers from earlier ones. There are no
@@ -31,6 +36,9 @@ from tokenfleet.core.scheduling.request import Request
 # Costs this close are equal: the prediction is not that good.
 EQUAL = 1.0 + 1e-6
 FORECASTS_KEPT = 16
+# Of the TTFT objective, what a turn may be waited for in any case: a prompt that takes longer by itself than
+# its objective would otherwise wait for a replica with nothing else to do.
+LEAST_WAIT = 0.25
 
 
 class Predicted(Policy):
@@ -96,6 +104,10 @@ class Predicted(Policy):
         answer = self.lengths.expect(request.model, request.tenant, request.max_tokens)
         cost = self._cost(board, request, cached, answer)
         _rule_out(board, request, cost)
+        if request.ttft_objective_s < math.inf:
+            _rule_out_late(board, request, cached, answer, cost)
+        if request.itl_objective_s < math.inf:
+            _rule_out_slow(board, request, cost)
         least = float(cost[cost.argmin()])
         if least == math.inf:
             return None
@@ -109,6 +121,8 @@ class Predicted(Policy):
             None if cached is None else cached.take(rows),
             request.prompt_tokens,
             answer,
+            zone=self._zones.number(request.zone),
+            zone_penalty_s=self._settings.zone_penalty_s,
         )
         return Choice(
             board.replicas[row],
@@ -171,6 +185,37 @@ def _rule_out(board: Board, request: Request, cost: Column) -> None:
         alike = np.array([replica.fingerprint == request.preferred for replica in board.replicas])
         if (alike & (cost < math.inf)).any():
             cost[~alike] = math.inf
+
+
+def _rule_out_late(
+    board: Board, request: Request, cached: Column | None, answer: float, cost: Column
+) -> None:
+    """Where its turn would come too late for the objective."""
+    step = _step(board, request)
+    wait = board.column(columns.AHEAD) * answer * step + board.column(columns.QUEUE_S)
+    least = LEAST_WAIT * request.ttft_objective_s
+    if wait[wait.argmax()] <= least:
+        return
+    prefill = board.column(columns.PREFILL_TOKEN_S)
+    own = prefill * (request.prompt_tokens if cached is None else request.prompt_tokens - cached) + step
+    cost[wait > np.maximum(request.ttft_objective_s - own, least)] = math.inf
+
+
+def _rule_out_slow(board: Board, request: Request, cost: Column) -> None:
+    """Where steps are too slow now, if somewhere they would not be with less in them."""
+    step = _step(board, request)
+    slow = step > request.itl_objective_s
+    if not slow.any():
+        return
+    alone = step - board.column(columns.STEP_S) + board.column(columns.IDLE_STEP_S)
+    if ((alone <= request.itl_objective_s) & (cost < math.inf)).any():
+        cost[slow] = math.inf
+
+
+def _step(board: Board, request: Request) -> Column:
+    """A step with this request in it, on each replica."""
+    context_s = board.column(columns.PER_PROMPT_TOKEN) - board.column(columns.PREFILL_TOKEN_S)
+    return board.column(columns.STEP_S) + context_s * request.prompt_tokens
 
 
 def _best(cost: Column, chosen: int, least: float) -> tuple[list[int], list[float]]:

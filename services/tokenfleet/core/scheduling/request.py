@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,6 +34,9 @@ class Request:
     prompt_tokens: int = 0
     max_tokens: int = 0  # of the answer; 0: no bound is known
     block_hashes: Sequence[int] = ()
+    # Until the first token, and between two: what the client's class or the client itself wants.
+    ttft_objective_s: float = math.inf
+    itl_objective_s: float = math.inf
 
     @property
     def choosy(self) -> bool:

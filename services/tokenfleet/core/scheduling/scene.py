@@ -47,6 +47,8 @@ class Scene:
             elif not features <= replica.features:
                 veto = "it lacks a feature"
             forecast = forecasts.get(replica)
+            if not veto and forecasts and forecast is None:
+                veto = "its fingerprint or the objectives rule it out"
             found.append(Candidate(worker.id, worker.zone, running, waiting, veto, forecast))
         found += [
             Candidate(worker.id or worker.target, worker.zone, 0, 0, why) for worker, why in self.vetoed

@@ -1,9 +1,10 @@
 """The scheduler as a whole: events in, decisions out, no clock, no wire.
 
-Its invariant: whenever a replica has room, nobody waits who could use it. So a new request that finds room
-overtakes no one, and every event that makes room (a sample, a release, a reservation that expires, a model
-that became ready) serves the queue at once. Decisions leave through one callback, in the order in which they
-are taken.
+Its invariant: whenever a replica has room for those who are next, they do not wait. Every event that makes
+room (a sample, a release, a reservation that expires, a model that became ready) serves the queue at once. A
+new request stands behind those of its class and above who wait, also where it could go and they could not
+yet, because their objectives are tighter: otherwise they would wait for a queue that others keep long.
+Decisions leave through one callback, in the order in which they are taken.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tokenfleet.core.queueing import DrainRate, Entry, Lane, Overflow, WaitingQu
 from tokenfleet.core.scheduling.choice import Choice
 from tokenfleet.core.scheduling.fleet import Fleet, ModelLoad, WorkerFacts
 from tokenfleet.core.scheduling.load_wishes import LoadWishes
-from tokenfleet.core.scheduling.model import Outcome, Reservation
+from tokenfleet.core.scheduling.model import SOUND, Device, Outcome, Reservation
 from tokenfleet.core.scheduling.policies import Draw, Policy
 from tokenfleet.core.scheduling.request import (
     Decision,
@@ -87,7 +88,7 @@ class Scheduler(Generic[R]):
 
     def ask(self, request: R, now: float) -> None:
         """Places, queues or refuses at once."""
-        chosen = self._choose(request)
+        chosen = None if self._comes_after_others(request) else self._choose(request)
         if chosen is not None:
             self._place(request, chosen, now)
         elif (refusal := self._hopeless(request, self._hope(request, now), now)) is not None:
@@ -136,11 +137,17 @@ class Scheduler(Generic[R]):
         self._review(now)
 
     def sample(
-        self, target: str, loads: Sequence[ModelLoad], admitted: Iterable[str], age_s: float, now: float
+        self,
+        target: str,
+        loads: Sequence[ModelLoad],
+        admitted: Iterable[str],
+        age_s: float,
+        now: float,
+        device: Device = SOUND,
     ) -> None:
-        """A worker told its load and which reservations it contains by now."""
+        """A worker told its load, which reservations it contains by now, and how its accelerator is."""
         self.reservations.admitted(target, admitted)
-        self.fleet.sample(target, loads, age_s, now)
+        self.fleet.sample(target, loads, age_s, now, device)
         worker = self.fleet.workers.get(target)
         for model in worker.replicas if worker is not None and self._entries else ():
             self._serve(model, now)
@@ -202,6 +209,11 @@ class Scheduler(Generic[R]):
             self._wishes.forget_idle(now)
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def _comes_after_others(self, request: R) -> bool:
+        """Whether somebody waits who is to be served before it, and only for room."""
+        line = self._lines.get(request.model) if self._entries else None
+        return line is not None and any(not entry.item.choosy for entry in line.queue.ahead_of(request.lane))
 
     def _choose(self, request: R) -> Choice | None:
         return self.policy.choose(request, self.fleet.placeable(request.model), self._draw)

@@ -20,6 +20,7 @@ from tokenfleet.gateway.core import Prompt
 from tokenfleet.gateway.grpc.wire_shape import check_shape
 from tokenfleet.gateway.http.errors import invalid
 from tokenfleet.gateway.http.schemas import MAX_MESSAGES, MAX_NAME_CHARS, Parameters, Role, explain
+from tokenfleet.gateway.urgency import Urgency, objective_s
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
 from tokenfleet.v1 import inference_pb2, tokenizer_pb2
@@ -44,7 +45,7 @@ class Inquiry:
     sampling: pb.SamplingParams
     budget: int | None  # tokens; None: what the context leaves
     choices: int
-    priority: pb.Priority.ValueType
+    urgency: Urgency
     request_id: str
     with_ids: bool
     fallback: bool
@@ -104,6 +105,11 @@ def _inquiry(request: Generating, prompt: Prompt, max_choices: int, *, empty: bo
         raise invalid("n", f"n: at most {max_choices} answers a request, and {request.n} were asked for")
     if request.priority not in pb.Priority.values():
         raise invalid("priority", f"priority: there is no class {request.priority}")
+    urgency = Urgency(
+        request.priority or pb.PRIORITY_STANDARD,
+        objective_s(request.ttft_objective_s or None, "ttft_objective_s"),
+        objective_s(request.itl_objective_s or None, "itl_objective_s"),
+    )
     if sampling.HasField("top_k") and not sampling.top_k:
         sampling.ClearField("top_k")
     return Inquiry(
@@ -112,7 +118,7 @@ def _inquiry(request: Generating, prompt: Prompt, max_choices: int, *, empty: bo
         sampling=sampling,
         budget=request.max_tokens or None,
         choices=request.n or 1,
-        priority=request.priority or pb.PRIORITY_STANDARD,
+        urgency=urgency,
         request_id=_request_id(request),
         with_ids=request.return_token_ids,
         fallback=not request.no_fallback,

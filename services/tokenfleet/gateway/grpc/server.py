@@ -135,7 +135,8 @@ class InferenceServer:
             budget=inquiry.budget,
             deadline=call.deadline,
             tenant=caller.tenant,
-            priority=caller.priority(inquiry.priority),
+            priority=caller.priority(inquiry.urgency.priority),
+            urgency=inquiry.urgency,
             fallback=inquiry.fallback,
         )
         sink = DeltaSink(

@@ -13,6 +13,7 @@ from tokenfleet.gateway.fallback import Fallback
 from tokenfleet.gateway.http.errors import invalid
 from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest, Message
 from tokenfleet.gateway.sequence import Generation, Sequence, Sink
+from tokenfleet.gateway.urgency import STANDARD, Urgency
 from tokenfleet.v1 import tokenizer_pb2
 
 Request = ChatCompletionRequest | CompletionRequest
@@ -20,7 +21,13 @@ Prepared = SequenceOf[tuple[Generation, int]]
 
 
 def order_of(
-    request: Request, request_id: str, deadline: float, caller: Caller, *, fallback: bool = True
+    request: Request,
+    request_id: str,
+    deadline: float,
+    caller: Caller,
+    *,
+    urgency: Urgency = STANDARD,
+    fallback: bool = True,
 ) -> Order:
     return Order(
         request_id=request_id,
@@ -29,7 +36,8 @@ def order_of(
         budget=request.budget,
         deadline=deadline,
         tenant=caller.tenant,
-        priority=caller.priority(),
+        priority=caller.priority(urgency.priority),
+        urgency=urgency,
         fallback=fallback,
     )
 

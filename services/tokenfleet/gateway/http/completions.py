@@ -35,6 +35,7 @@ from tokenfleet.gateway.http.headers import (
     fallback_allowed,
     request_id,
     request_timeout_s,
+    urgency,
 )
 from tokenfleet.gateway.http.logprob_sink import LogprobStreamSink
 from tokenfleet.gateway.http.logprobs import Logprobs
@@ -129,7 +130,12 @@ class Answer:
         deadline = asyncio.get_running_loop().time() + timeout_s
         self._interruption.expire_at(deadline, lambda: late(self._sequences, timeout_s))
         order = order_of(
-            request, self.request_id, deadline, self._caller, fallback=fallback_allowed(self._fields)
+            request,
+            self.request_id,
+            deadline,
+            self._caller,
+            urgency=urgency(self._fields),
+            fallback=fallback_allowed(self._fields),
         )
         try:
             await self._gateway.answer(order, partial(self._attempt, request), self._instead)

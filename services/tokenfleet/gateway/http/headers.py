@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from tokenfleet.gateway.http.errors import invalid
+from tokenfleet.gateway.urgency import STANDARD, Urgency, objective_s, priority_named
 
 FIELDS_KEY = "tokenfleet.fields"
 CALLER_KEY = "tokenfleet.caller"
@@ -21,10 +22,16 @@ REQUEST_ID = b"x-request-id"
 REQUEST_TIMEOUT = b"x-request-timeout"
 # In a request: whether another model may answer. In a response: that one did, and why.
 FALLBACK = b"x-tokenfleet-fallback"
+REQUEST_PRIORITY = b"x-request-priority"
+TTFT_OBJECTIVE = b"x-ttft-objective"
+ITL_OBJECTIVE = b"x-itl-objective"
+_URGENCY = (REQUEST_PRIORITY, TTFT_OBJECTIVE, ITL_OBJECTIVE)
 
 MAX_REQUEST_ID_CHARS = 128
 MAX_AGE_S = 600
-ALLOWED_HEADERS = b"authorization, content-type, x-request-id, x-request-timeout, x-tokenfleet-fallback"
+ALLOWED_HEADERS = b", ".join(
+    (AUTHORIZATION, b"content-type", REQUEST_ID, REQUEST_TIMEOUT, FALLBACK, *_URGENCY)
+)
 
 Headers = list[tuple[bytes, bytes]]
 Fields = Mapping[bytes, bytes]  # headers by name, in lower case
@@ -66,6 +73,28 @@ def fallback_allowed(fields: Fields) -> bool:
             f"X-Tokenfleet-Fallback: {given[:32].decode('latin-1')!r} is neither allow nor never",
         )
     return given == b"allow"
+
+
+def urgency(fields: Fields) -> Urgency:
+    """What X-Request-Priority, X-TTFT-Objective and X-ITL-Objective say. Raises FleetError."""
+    if not any(name in fields for name in _URGENCY):
+        return STANDARD
+    name = fields.get(REQUEST_PRIORITY)
+    return Urgency(
+        priority_named(None if name is None else name.decode("latin-1").lower(), "X-Request-Priority"),
+        _objective_s(fields, TTFT_OBJECTIVE, "X-TTFT-Objective"),
+        _objective_s(fields, ITL_OBJECTIVE, "X-ITL-Objective"),
+    )
+
+
+def _objective_s(fields: Fields, name: bytes, field: str) -> float:
+    given = fields.get(name)
+    if given is None:
+        return 0.0
+    try:
+        return objective_s(float(given), field)
+    except ValueError:
+        return objective_s(given.decode("latin-1"), field)
 
 
 class Origins:

@@ -20,6 +20,7 @@ from tokenfleet.gateway.http.headers import MAX_REQUEST_ID_CHARS
 from tokenfleet.gateway.http.openapi_prose import API, GENERATION, REFUSALS, SOCKET, STREAM, TOKENS
 from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest
 from tokenfleet.gateway.http.tokenize import DetokenizeRequest, TokenizeRequest
+from tokenfleet.gateway.urgency import PRIORITIES
 
 Json = dict[str, Any]
 Route = tuple[str, str]  # the method and the path's template
@@ -68,6 +69,29 @@ FALLBACK: Json = {
     "description": "`never`: no other model shall answer where this one cannot be had.",
     "schema": {"enum": ["allow", "never"], "default": "allow"},
 }
+OBJECTIVE: Json = {"type": "number", "exclusiveMinimum": 0}
+URGENCY: tuple[Json, ...] = (
+    {
+        "name": "X-Request-Priority",
+        "in": "header",
+        "description": "Which requests wait for which in a busy fleet; a key may have a highest class.",
+        "schema": {"enum": list(PRIORITIES), "default": "standard"},
+    },
+    {
+        "name": "X-TTFT-Objective",
+        "in": "header",
+        "description": "Seconds in which the first token is wanted, where that is sooner than of its class: "
+        "the request waits for whichever worker gets to it first, not behind others on one of them.",
+        "schema": OBJECTIVE,
+    },
+    {
+        "name": "X-ITL-Objective",
+        "in": "header",
+        "description": "Seconds between two tokens that are wanted, where that is less than the class says: "
+        "workers that are too busy for it are left alone, if one could do it.",
+        "schema": OBJECTIVE,
+    },
+)
 MODEL_NAME: Json = {
     "name": "name",
     "in": "path",
@@ -84,7 +108,7 @@ OPERATIONS: dict[Route, Operation] = {
         answers.ChatCompletionChunk,
         WORK,
         GENERATION,
-        parameters=(FALLBACK,),
+        parameters=(FALLBACK, *URGENCY),
     ),
     ("POST", "/v1/completions"): Operation(
         "Continue a text",
@@ -93,7 +117,7 @@ OPERATIONS: dict[Route, Operation] = {
         answers.CompletionChunk,
         WORK,
         GENERATION,
-        parameters=(FALLBACK,),
+        parameters=(FALLBACK, *URGENCY),
     ),
     ("GET", "/v1/models"): Operation(
         "List the models of the catalog", answers.ModelList, refusals=(*ANY, 401)
@@ -234,5 +258,8 @@ def _socket_request(shapes: _Shapes, kind: type) -> Json:
         "request_id": {"type": "string", "minLength": 1, "maxLength": MAX_REQUEST_ID_CHARS},
         "timeout": {"type": "number", "exclusiveMinimum": 0, "description": "seconds"},
         "fallback": {"enum": ["allow", "never"], "default": "allow"},
+        "priority": {"enum": list(PRIORITIES), "default": "standard"},
+        "ttft_objective": OBJECTIVE | {"description": "seconds, as X-TTFT-Objective"},
+        "itl_objective": OBJECTIVE | {"description": "seconds, as X-ITL-Objective"},
     }
     return body | {"title": f"Socket{kind.__name__}", "properties": envelope | body["properties"]}

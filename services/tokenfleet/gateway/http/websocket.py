@@ -43,6 +43,7 @@ from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionReq
 from tokenfleet.gateway.http.sinks import Send
 from tokenfleet.gateway.http.websocket_connection import WebSocketConnection, error_message, message_frame
 from tokenfleet.gateway.http.websocket_request import SocketRequest
+from tokenfleet.gateway.urgency import Urgency, objective_s, priority_named
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
 
@@ -176,6 +177,11 @@ class Session:
             self._check_room()
             fallback = _fallback_allowed(message.pop("fallback", None))
             timeout_s = _timeout_s(message.pop("timeout", None), self._gateway.settings.request_timeout_s)
+            urgency = Urgency(
+                priority_named(message.pop("priority", None), "priority"),
+                objective_s(message.pop("ttft_objective", None), "ttft_objective"),
+                objective_s(message.pop("itl_objective", None), "itl_objective"),
+            )
             request = _request(message)
             caller = self._gateway.keys.admit_again(self._caller)
         except FleetError as error:
@@ -190,6 +196,7 @@ class Session:
             self._ended,
             caller=caller,
             fallback=fallback,
+            urgency=urgency,
         )
 
     def _check_room(self) -> None:

@@ -25,6 +25,7 @@ from tokenfleet.gateway.http.websocket_connection import (
     text_frame,
 )
 from tokenfleet.gateway.sequence import Sequence
+from tokenfleet.gateway.urgency import Urgency
 from tokenfleet.runtime.errors import FleetError, reason_name
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2 as pb
@@ -53,6 +54,7 @@ class SocketRequest:
         *,
         caller: Caller,
         fallback: bool,
+        urgency: Urgency,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._gateway = gateway
@@ -63,6 +65,7 @@ class SocketRequest:
         self._may_fall_back = fallback
         self._fallback: Fallback | None = None
         self._sequences: SequenceOf[Sequence] = ()
+        self._urgency = urgency
         self._on_end = on_end
         self._cause: FleetError | None = None
         self._moulds: dict[int, bytes] = {}
@@ -130,7 +133,14 @@ class SocketRequest:
 
     async def _serve(self, deadline: float) -> None:
         request = self._request
-        order = order_of(request, self.request_id, deadline, self._caller, fallback=self._may_fall_back)
+        order = order_of(
+            request,
+            self.request_id,
+            deadline,
+            self._caller,
+            urgency=self._urgency,
+            fallback=self._may_fall_back,
+        )
         await self._gateway.answer(order, self._attempt, self._instead)
 
     def _instead(self, fallback: Fallback) -> None:
