@@ -827,7 +827,9 @@ Global___CacheEvent: _TypeAlias = CacheEvent  # noqa: Y015
 
 @_typing.final
 class CacheSnapshot(_message.Message):
-    """A chunk of the whole cache; the last one carries the sequence number it is true for."""
+    """A chunk of the whole cache; the last one of a model carries the sequence number it is true for. Where nothing
+    is cached at all, one without a model says so.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

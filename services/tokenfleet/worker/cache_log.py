@@ -57,7 +57,12 @@ class CacheLog:
         return list(islice(self._events, len(self._events) - missing, None))
 
     def snapshot(self) -> Iterator[worker_pb2.CacheSnapshot]:
-        """All caches as they are now, in chunks. To be used up before anything changes."""
+        """All caches as they are now, in chunks. To be used up before anything changes.
+
+        That there is nothing is told as well: it is from there on that a change may be missed.
+        """
+        if not self._parents:
+            yield worker_pb2.CacheSnapshot(last=True, sequence=self.sequence)
         for model, parents in self._parents.items():
             pairs = list(parents.items())
             for start in range(0, len(pairs) or 1, HASHES_IN_CHUNK):
