@@ -167,8 +167,8 @@ lock-engines: setup-engines ## resolve constraints-engines.txt afresh, within wh
 bench-gateway: setup ## measure what the gateway costs a streamed token
 	$(BIN)/python -m benchmarks.gateway
 
-bench-scheduler: setup ## measure what a routing decision costs, and how well policies choose
-	$(BIN)/python -m benchmarks.scheduler
+bench-scheduler: setup ## measure what a routing decision costs, and how well policies choose; TRACE=… recorded traffic too
+	$(BIN)/python -m benchmarks.scheduler $(if $(TRACE),--trace $(TRACE))
 
 bench-tokenizer: setup ## measure what a prompt costs the tokenizer, and a conversation's turns
 	$(BIN)/python -m benchmarks.tokenizer

@@ -24,12 +24,15 @@ from benchmarks._report import (
     versions,
 )
 from benchmarks.scheduler import scenarios, watching
+from benchmarks.scheduler import trace as traces
 from benchmarks.scheduler.arrivals import own_prompts
 from benchmarks.scheduler.decisions import Bench
 from benchmarks.scheduler.scenarios import POLICIES
 
 WORKERS = (1, 10, 100, 300, 1000)
 PROMPTS = (512, 2048, 8192, 32_768)
+TRACE_SPEEDS = (8_000.0, 40_000.0)  # prompt tokens a second
+LOADS = (0.7, 0.9, 1.1, 1.3, 1.5)  # as shares of what round robin can do
 COLOURS = dict(zip(POLICIES, (BLUE, PURPLE, ORANGE, GREEN, VERMILION, GREY), strict=True))
 MEASURED_WITH = ("numpy", "protobuf", "tokenfleet")
 
@@ -41,14 +44,18 @@ console = Console(highlight=False, soft_wrap=True)
 def main(
     keep: Annotated[bool, typer.Option(help="write the results")] = True,
     index_blocks: Annotated[int, typer.Option(help="in the large index")] = 10_000_000,
+    trace: Annotated[Path | None, typer.Option(help="recorded traffic, in the format of Mooncake's")] = None,
 ) -> None:
     """Costs in processor time, then choices in virtual time."""
     rows: list[dict[str, Any]] = []
     figures = _costs(rows, index_blocks) | _choices(rows)
+    if trace is not None:
+        figures |= _reuse(rows, trace)
     for name, value in figures.items():
         console.print(f"{name:44} {rounded(value):>10g}")
     if keep:
-        report = Report("make bench-scheduler", figures, rows, versions(*MEASURED_WITH) | {"engine": "model"})
+        command = "make bench-scheduler" + (f" TRACE={trace.name}" if trace is not None else "")
+        report = Report(command, figures, rows, versions(*MEASURED_WITH) | {"engine": "model"})
         report.write(RESULTS / "scheduler.json")
         _draw(rows, RESULTS)
 
@@ -70,7 +77,10 @@ def _costs(rows: list[dict[str, Any]], index_blocks: int) -> dict[str, float]:
     figures["decision_cpu_us/approximate@1000w_8k"] = statistics.median(approximate.cpu_us(8192))
     sample_us = statistics.median(watching.sample_cpu_us(1000))
     figures["watch_sample_cpu_us"] = sample_us
-    figures["watch_core_share@1000w"] = watching.core_share(sample_us, 1000)
+    figures["watch_core_share/without_grpc@1000w"] = watching.core_share(sample_us, 1000)
+    shares = watching.followed_core_share(1000)
+    rows.append({"kind": "watch", "workers": 1000, "core_share": [rounded(share) for share in shares]})
+    figures["watch_core_share@1000w"] = statistics.median(shares)
     return figures
 
 
@@ -103,11 +113,35 @@ def _choices(rows: list[dict[str, Any]]) -> dict[str, float]:
     figures["slow_worker_p95_ttft_ratio/round_robin"] = scenarios.slow_worker("round_robin") / told
     both = [*own_prompts(18.0, 30.0, 1, zone="a"), *own_prompts(18.0, 30.0, 2, zone="b")]
     figures["zone_at_home_share"] = scenarios.at_home(scenarios.zoned().run(both))
+    figures["zone_spill_s"], figures["zone_spill_share"] = scenarios.zone_spill()
+    figures["zone_death_moved_share"], figures["zone_death_ttft_max_s"] = scenarios.zone_death()
     capacity = figures["round_robin_capacity_rps"] = scenarios.capacity()
-    for load in (0.7, 0.9, 1.1):
+    for load in LOADS:
         for policy in POLICIES:
             value = figures[f"goodput/{policy}@{load}"] = scenarios.goodput(policy, load * capacity)
             rows.append({"kind": "goodput", "policy": policy, "load": load, "goodput": value})
+    return figures
+
+
+def _reuse(rows: list[dict[str, Any]], path: Path) -> dict[str, float]:
+    """How much of what a single cache would reuse eight workers do, at two speeds."""
+    arrivals = traces.read_trace(path)
+    figures: dict[str, float] = {}
+    for speed in TRACE_SPEEDS:
+        seen = traces.fleet_reuse(arrivals, speed)
+        figures[f"prefix_hit_of_unlimited/{path.stem}@{speed / 1000:g}k"] = seen.of_unlimited
+        figures[f"prefix_hit_ttft_p95_s/{path.stem}@{speed / 1000:g}k"] = seen.ttft_p95_s
+        rows.append(
+            {
+                "kind": "trace",
+                "source": path.name,
+                "requests": len(arrivals),
+                "prefill_tokens_per_s": speed,
+                "hit_share": rounded(seen.hit_share),
+                "unlimited_share": rounded(seen.unlimited_share),
+                "completed": seen.completed,
+            }
+        )
     return figures
 
 
@@ -134,7 +168,8 @@ def _draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         axes.set_ylim(bottom=0)
     with figure(
         folder / "scheduler-goodput.png",
-        title="Requests that met TTFT ≤ 1 s and ITL ≤ 100 ms",
+        title=f"Requests that met TTFT ≤ {scenarios.TTFT_OBJECTIVE_S:g} s and "
+        f"ITL ≤ {1000 * scenarios.ITL_OBJECTIVE_S:g} ms",
         xlabel="offered, as a share of what round robin can do",
         ylabel="share of all offered",
     ) as axes:

@@ -12,7 +12,7 @@ from loadtest.driver.stats import percentile
 from tokenfleet.core.scheduling import PredictionSettings, SchedulerLimits
 
 POLICIES = ("predicted", "prefix_approx", "least_loaded", "power_of_two", "round_robin", "random")
-TTFT_OBJECTIVE_S, ITL_OBJECTIVE_S = 1.0, 0.1
+TTFT_OBJECTIVE_S, ITL_OBJECTIVE_S = 0.5, 0.05  # what people who read along notice
 
 
 def fleet(workers: int = 8, tells_cache: bool = False) -> list[Machine]:
@@ -58,6 +58,26 @@ def zoned(policy: str = "predicted", penalty_s: float = PredictionSettings().zon
 def at_home(served: Sequence[Served]) -> float:
     """Which share of the requests stayed in their zone."""
     return sum(one.workers[0][0] == one.arrival.zone for one in served) / len(served)
+
+
+def zone_spill(penalty_s: float = PredictionSettings().zone_penalty_s) -> tuple[float, float]:
+    """Zone a is asked for twice what it can do, and b for nothing: the p99 time to a first token, the moments
+    before and while a fills up included, and the share that went to b."""
+    served = zoned(penalty_s=penalty_s).run(own_prompts(70.0, 15.0, seed=3, zone="a"))
+    return percentile([one.ttft_s for one in served], 99), 1 - at_home(served)
+
+
+def zone_death(at: float = 5.0) -> tuple[float, float]:
+    """Zone a dies: which share of its traffic, what ran there included, was completed in b, and the longest
+    that it took from then on to a first token."""
+    world = zoned()
+    for number in range(4):
+        world.at(at, lambda number=number: world.kill(f"a{number}"))  # type: ignore[misc]
+    arrivals = [*own_prompts(18.0, 2 * at, 1, zone="a"), *own_prompts(18.0, 2 * at, 2, zone="b")]
+    served = world.run(arrivals)
+    concerned = [one for one in served if one.arrival.zone == "a" and (one.ended_at >= at or one.refused)]
+    moved = sum(one.complete and one.workers[-1][0] == "b" for one in concerned) / len(concerned)
+    return moved, max(one.ttft_s for one in concerned if one.arrival.at > at)
 
 
 def capacity(seed: int = 1, seconds: float = 30.0) -> float:

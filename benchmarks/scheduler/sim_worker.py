@@ -38,6 +38,7 @@ class Machine:
     timing: StepTiming = field(default_factory=StepTiming)
     max_sequences: int = 64
     kv_blocks: int = 8192
+    block_size: int = BLOCK_SIZE
     tells_cache: bool = False
 
 
@@ -59,7 +60,9 @@ class SimWorker:
                 timing.prefill_chunk_tokens,
             ),
             machine.max_sequences,
-            PrefixCache(machine.kv_blocks, BLOCK_SIZE, self._cache_log if machine.tells_cache else None),
+            PrefixCache(
+                machine.kv_blocks, machine.block_size, self._cache_log if machine.tells_cache else None
+            ),
         )
         self._running: dict[int, tuple[Asked, Reservation, ModelSequence]] = {}
         self._last_key = 0
@@ -78,7 +81,7 @@ class SimWorker:
             epoch=1,
             max_sequences=machine.max_sequences,
             features=frozenset({CACHE_EVENTS} if machine.tells_cache else ()),
-            block_size=BLOCK_SIZE,
+            block_size=machine.block_size,
             kv_blocks_total=machine.kv_blocks,
         )
         return WorkerFacts(
