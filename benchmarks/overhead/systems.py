@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import psutil
@@ -57,7 +57,7 @@ async def bare(engine: str, cores: Cores, state: Path) -> AsyncIterator[System]:
     start = {"vllm": _bare_vllm, "llamacpp": _bare_llamacpp}[engine]
     reservation = PortReservation()
     (port,) = reservation.take(1)
-    with open(state / "server.log", "wb") as log:  # noqa: ASYNC230 - nothing else runs yet
+    with opened(state / "server.log") as log:
         process = await start(port, log)
         try:
             await _until_answered(port, process, state / "server.log")
@@ -114,6 +114,11 @@ def write_catalog(path: Path, engine: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({"models": [_entry(engine)]}), encoding="utf-8")
     return path
+
+
+def opened(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("wb")
 
 
 def pin(process: psutil.Process, core: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,6 +13,7 @@ from tokenfleet.worker.nvml import NvmlPoll, open_nvml
 
 PROCESSOR = "cpu"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 def memory_limit_bytes(cgroup_limit: Path = _CGROUP_LIMIT) -> int:
@@ -21,6 +24,17 @@ def memory_limit_bytes(cgroup_limit: Path = _CGROUP_LIMIT) -> int:
     except OSError:
         return total
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def oom_kills(counters: Sequence[Path] = _OOM_COUNTERS) -> int:
+    """Processes that the kernel has killed for want of memory, in this container or else on this machine."""
+    for counter in counters:
+        with suppress(OSError):
+            for line in counter.read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return 0
 
 
 class Device:

@@ -6,7 +6,7 @@ import pytest
 
 from tokenfleet.runtime.settings import load_settings
 from tokenfleet.worker.engines.registry import ENGINES
-from tokenfleet.worker.machine import memory_limit_bytes
+from tokenfleet.worker.machine import memory_limit_bytes, oom_kills
 from tokenfleet.worker.settings import WorkerSettings
 
 
@@ -39,3 +39,12 @@ def test_a_container_s_limit_counts(tmp_path: Path, content: str, expected: int 
     file.write_text(content)
     everything = memory_limit_bytes(file.with_name("missing"))
     assert memory_limit_bytes(file) == (expected or everything)
+
+
+def test_the_kernel_s_kills_for_memory_are_counted_where_it_counts_them(tmp_path: Path) -> None:
+    container, machine = tmp_path / "memory.events", tmp_path / "vmstat"
+    assert oom_kills((container, machine)) == 0
+    machine.write_text("pgfault 12\noom_kill 3\nnr_free_pages 7\n")
+    assert oom_kills((container, machine)) == 3
+    container.write_text("low 0\noom 4\noom_kill 1\noom_group_kill 9\n")
+    assert oom_kills((container, machine)) == 1

@@ -317,9 +317,10 @@ class HostedEngine:
         process = self._process
         assert process is not None
         name = self._hosted.name
-        failure = self._said or FleetError(
-            common_pb2.REASON_ENGINE_FAILED, f"engine {name} died: {process.last_words()}"
-        )
+        reason = common_pb2.REASON_ENGINE_FAILED
+        if process.killed_for_memory:
+            reason = common_pb2.REASON_OUT_OF_MEMORY
+        failure = self._said or FleetError(reason, f"engine {name} died: {process.last_words()}")
         cause = process.kill_cause or "died"
         if failure.reason == common_pb2.REASON_OUT_OF_MEMORY:
             cause = "out_of_memory"

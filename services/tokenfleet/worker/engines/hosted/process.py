@@ -24,6 +24,7 @@ from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import load_failed
+from tokenfleet.worker.machine import oom_kills
 
 # Lines of the child's log kept to explain its death.
 _KEPT_LINES = 12
@@ -52,6 +53,7 @@ class EngineProcess:
         self._watching: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._ending = False
+        self._oom_kills = oom_kills()
         self.kill_cause = ""
 
     @property
@@ -140,6 +142,12 @@ class EngineProcess:
             with suppress(psutil.Error):
                 total += int(descendant.memory_full_info().uss)
         return total
+
+    @property
+    def killed_for_memory(self) -> bool:
+        """The kernel killed it, and others perhaps, since there was no memory left."""
+        killed = self._process is not None and self._process.returncode == -signal.SIGKILL
+        return killed and not self.kill_cause and oom_kills() > self._oom_kills
 
     def last_words(self) -> str:
         code = self._process.returncode if self._process is not None else None
