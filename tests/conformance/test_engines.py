@@ -250,7 +250,7 @@ async def test_cache_events_say_what_is_cached(worker: WorkerProcess, gateway: G
         assert len(prompt) > 256
         await gateway.complete(prompt, 2, sampling=FULL, block_hashes=hashes)
     taken = []
-    latest = chains[-1]
+    latest = chains[-1]  # what was used last is there, whatever had to go for it
     for prompt, hashes in reversed(list(zip(prompts, chains, strict=True))):
         cached = 16 * depth(hashes, await cached_blocks(worker, latest[:-2]))
         latest = hashes
