@@ -24,6 +24,7 @@ and then, from another terminal
   tokenfleet models          what can be asked, and where it is loaded
   tokenfleet status          what runs where, and how it is
   tokenfleet explain ID      why a request went where it went
+  tokenfleet quantize        a smaller file of a model
 
 chat and models take the address of a fleet elsewhere with --url. What up
 prints can be called with curl, the OpenAI SDK, or tokenfleet.client.
@@ -117,6 +118,20 @@ ApiKey = Annotated[
     str,
     typer.Option(envvar="TOKENFLEET_API_KEY", help="API key, where the fleet wants one.", show_default=False),
 ]
+_QUANTIZE_HELP = """
+Make a smaller file or folder of the same model.
+
+SOURCE is a .gguf, a folder in Hugging Face's layout, or a name of the
+catalog. A gguf becomes another gguf, for llama.cpp; or, with a method that
+makes a folder, one for vLLM, which needs torch and auto-round. What OUTPUT
+names appears only when it is whole. --list shows the methods.
+
+[bold]Examples[/bold]
+  tokenfleet quantize --list
+  tokenfleet quantize smollm2-135m-instruct small.gguf --method q8_0 --check
+  tokenfleet quantize models/llama-8b llama-8b-w4a16 --method w4a16
+"""
+
 Port = Annotated[
     int | None, typer.Option(help="HTTP port of the fleet meant, where several run here.", min=1, max=65535)
 ]
@@ -302,6 +317,44 @@ def explain(
     from tokenfleet.cli.explain import show_explanation
 
     show_explanation(request_id, tenant=tenant, port=port, router=router, as_json=as_json)
+
+
+@app.command(help=_QUANTIZE_HELP)
+def quantize(
+    source: Annotated[str, typer.Argument(help="The model to make smaller.", show_default=False)] = "",
+    output: Annotated[
+        Path | None, typer.Argument(help="The file or folder to write.", show_default=False)
+    ] = None,
+    *,
+    method: Annotated[str, typer.Option("--method", "-m", help="What to make; --list lists them.")] = "q8_0",
+    group_size: Annotated[
+        int,
+        typer.Option(
+            help="Weights that share a scale, for w4a16, gptq and awq.", show_default="what fits", min=0
+        ),
+    ] = 0,
+    iterations: Annotated[
+        int,
+        typer.Option(help="Rounds of tuning for a folder: 0 rounds to the nearest, 200 is thorough.", min=0),
+    ] = 0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Ask a few questions before and after, and compare.")
+    ] = False,
+    catalog: Annotated[
+        Path | None,
+        typer.Option(help="Catalog in which SOURCE is a name.", exists=True, dir_okay=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show the methods and leave.")] = False,
+) -> None:
+    from tokenfleet.cli.quantize.command import QuantizeOptions, list_methods, run_quantize
+
+    if list_:
+        list_methods()
+        return
+    if not source or output is None:
+        raise CliError("name the model and the output: tokenfleet quantize SOURCE OUTPUT --method METHOD")
+    run_quantize(QuantizeOptions(source, output, method, catalog, group_size, iterations, check, force))
 
 
 app.add_typer(keys.app)
