@@ -48,7 +48,7 @@ COPY --from=wheel /wheels /wheels
 RUN install-role package
 
 FROM tools AS build-worker-llamacpp
-RUN --mount=type=secret,id=pip --mount=type=secret,id=ca install-role dependencies worker-llamacpp,model-sources
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca install-role dependencies worker-llamacpp,worker-remote,model-sources
 COPY --from=wheel /wheels /wheels
 RUN install-role package
 

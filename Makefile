@@ -22,7 +22,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run setup-engines test test-engines lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock lock-engines bench-gateway bench-scheduler bench-tokenizer bench-edges bench-browser bench-security bench-overhead clean
+.PHONY: help setup setup-run run setup-engines test test-engines lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock lock-engines bench-gateway bench-scheduler bench-tokenizer bench-edges bench-browser bench-security bench-remote bench-overhead clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -181,6 +181,9 @@ bench-browser: setup ## measure from a click in a real Chromium to the first tok
 
 bench-security: setup ## measure what API keys and TLS cost a request and a token
 	$(BIN)/python -m benchmarks.security
+
+bench-remote: setup ## measure what a token costs a worker whose engine is a server over gRPC
+	$(BIN)/python -m benchmarks.remote
 
 bench-overhead: setup-engines ## measure what the fleet costs an engine: against vLLM's and llama.cpp's own servers
 	$(ENGINES)/bin/python -m benchmarks.overhead

@@ -119,6 +119,7 @@ def rows(whole: Schema, node: Schema, values: Any, path: str) -> Iterator[tuple[
         engine = resolved(whole, entry["properties"]["engine"])
         yield "workerPools.NAME", "object", "", entry["description"]
         yield "workerPools.NAME.engine", _type(whole, engine), "", engine["description"]
+        yield from rows(whole, entry["properties"]["engineServer"], None, "workerPools.NAME.engineServer")
         return
     inner = node.get("properties")
     place = path

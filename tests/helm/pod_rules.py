@@ -16,6 +16,7 @@ from tokenfleet.v1 import (
 )
 
 _V1 = (inference_pb2, model_loader_pb2, router_pb2, tokenizer_pb2, worker_pb2)
+VENDORS_SERVICE = "vllm.grpc.engine.VllmEngine"  # of an engine server in its vendor's own image
 GRPC_SERVICES = {service.full_name for file in _V1 for service in file.DESCRIPTOR.services_by_name.values()}
 
 _UNITS = {"": Decimal(1), "m": Decimal("0.001")}
@@ -145,7 +146,7 @@ def _bad_probe(kind: str, probe: Object, ports: dict[str, int]) -> Iterator[str]
         yield f"asks port {port!r}, and there are {ports}"
     if "grpc" in probe:
         service = handler.get("service", "")
-        if kind == "readinessProbe" and service not in GRPC_SERVICES:
+        if kind == "readinessProbe" and service not in GRPC_SERVICES | {VENDORS_SERVICE}:
             yield f"asks for {service!r}, which is no service"
         if kind != "readinessProbe" and service:
             yield f"asks for {service!r}: a service that is not ready would be restarted"

@@ -96,7 +96,7 @@ def _services(all_: list[Object]) -> Iterator[tuple[str, str, Object]]:
     for one, labels, spec in pods(all_):
         for container in containers(spec):
             component = labels["app.kubernetes.io/component"]
-            if component in SETTINGS:
+            if component in SETTINGS and container["name"] != "engine-server":
                 yield label(one), component, container
 
 

@@ -110,6 +110,15 @@ def _nodes() -> Iterator[tuple[str, Schema]]:
         yield from below(child, key)
 
 
+ENGINE_SERVER: dict[str, Any] = {
+    "image": "docker.io/vllm/vllm-openai:v0.33.0",
+    "args": ["--grpc"],
+    "port": 50051,
+    "dialect": "vllm",
+    "startupSeconds": 60,
+    "temporaryFiles": "1Gi",
+    "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"cpu": 1, "memory": "1Gi"}},
+}
 # What takes two values to see, and is told by the templates.
 COMBINATIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"catalog": {"models": []}}, ["catalog.models"]),
@@ -128,6 +137,10 @@ COMBINATIONS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"workerPools": {"a": {"engine": "sim", "modelCache": {"type": "persistentVolumeClaim"}}}},
         ["workerPools.a.modelCache.claimName"],
+    ),
+    (
+        {"workerPools": {"a": {"engine": "vllm", "engineServer": ENGINE_SERVER}}},
+        ["workerPools.a.engineServer"],
     ),
     ({"tokenizer": {"modelCache": {"type": "hostPath"}}}, ["tokenizer.modelCache.hostPath"]),
     (

@@ -23,6 +23,9 @@ all of them are told at once.
 {{- $values := include "tokenfleet.pool" (dict "root" $ "pool" $pool) | fromJson -}}
 {{- $_ := set $caches (printf "workerPools.%s" $pool) $values.modelCache -}}
 {{- $_ := set $environments (printf "workerPools.%s" $pool) $values.extraEnv -}}
+{{- if and $values.engineServer (ne $values.engine "remote") -}}
+{{- $problems = append $problems (printf "workerPools.%s.engineServer: it is the engine `remote` that attaches to one, not %s" $pool $values.engine) -}}
+{{- end -}}
 {{- end -}}
 {{- range $owner, $environment := $environments -}}
 {{- range $name, $_ := $environment -}}

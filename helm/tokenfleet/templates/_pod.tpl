@@ -124,12 +124,16 @@ terminationGracePeriodSeconds: {{ add .root.Values.preStopSeconds $delay .values
 image: {{ include "tokenfleet.image" . | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext:
-  allowPrivilegeEscalation: false
-  privileged: false
-  readOnlyRootFilesystem: true
-  runAsNonRoot: true
-  capabilities:
-    drop: [ALL]
+  {{- include "tokenfleet.container.confinement" . | nindent 2 }}
+{{- end -}}
+
+{{- define "tokenfleet.container.confinement" -}}
+allowPrivilegeEscalation: false
+privileged: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
 {{- end -}}
 
 {{/*
