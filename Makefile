@@ -160,7 +160,7 @@ lock: setup ## resolve constraints.txt afresh; UPGRADE=1 takes the latest versio
 lock-engines: setup-engines ## resolve constraints-engines.txt afresh, within what constraints.txt says
 	@$(ENGINES_INSTALL) --constraint constraints.txt
 	@{ echo "# What \`make lock-engines\` found to work together; \`make setup-engines\` installs these versions."; \
-		$(ENGINES)/bin/python -m pip freeze --exclude-editable --exclude tokenfleet --exclude vllm; \
+		$(ENGINES)/bin/python -m pip freeze --exclude-editable --exclude tokenfleet --exclude vllm | grep -v '^#'; \
 	} >constraints-engines.txt
 	@$(ENGINES)/bin/python -m tools.engines finish
 
