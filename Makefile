@@ -22,7 +22,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run setup-engines test test-engines lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock lock-engines bench-gateway bench-scheduler bench-tokenizer bench-edges bench-browser bench-security bench-remote bench-overhead clean
+.PHONY: help setup setup-run run setup-engines test test-engines lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock lock-engines bench-gateway bench-scheduler bench-tokenizer bench-edges bench-browser bench-security bench-remote bench-overhead bench-residency clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -178,6 +178,9 @@ bench-edges: setup ## measure what 1,000 clients that do not read cost those tha
 
 bench-browser: setup ## measure from a click in a real Chromium to the first token on its page
 	$(BIN)/python -m benchmarks.browser
+
+bench-residency: setup ## measure how well models are kept where they are wanted, in virtual time
+	$(BIN)/python -m benchmarks.residency
 
 bench-security: setup ## measure what API keys and TLS cost a request and a token
 	$(BIN)/python -m benchmarks.security

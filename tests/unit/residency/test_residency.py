@@ -10,6 +10,7 @@ from tokenfleet.core.residency import (
     Entry,
     Failure,
     HostFacts,
+    Limits,
     LoadOrder,
     Place,
     PlaceState,
@@ -26,7 +27,7 @@ class World:
 
     def __init__(self, *entries: Entry, patience_s: float = 30.0) -> None:
         self.now = 0.0
-        self.residency = Residency(lambda: 0.5, patience_s)
+        self.residency = Residency(lambda: 0.5, Limits(patience_s))
         self.residency.catalog(entries)
         self.orders: list[LoadOrder] = []
         self.settled: list[Settlement] = []
@@ -53,14 +54,15 @@ class World:
 
     def plan(self) -> list[str]:
         """Plans; answers the new orders as `model@target`."""
-        orders, settled = self.residency.plan(self.now)
-        self.orders += orders
-        self.settled += settled
-        return [f"{order.model}@{order.target}" for order in orders]
+        plan = self.residency.plan(self.now)
+        assert not plan.unloads
+        self.orders += plan.loads
+        self.settled += plan.settlements
+        return [f"{order.model}@{order.target}" for order in plan.loads]
 
     def done(self, name: str) -> None:
         """The named order is carried out, and the worker says so."""
-        self.residency.loaded(self.take(name), epoch=1)
+        self.residency.loaded(self.take(name), 1, self.now)
 
     def fail(self, name: str, message: str = "no such tensor") -> None:
         self.residency.failed(self.take(name), "load_failed", message, self.now)
@@ -200,7 +202,7 @@ def test_the_emptiest_of_the_capable_workers_loads() -> None:
 
 
 def test_a_model_that_fits_nowhere_says_how_much_is_missing() -> None:
-    world = World(lazy(memory=4 * GB))
+    world = World(lazy(memory=4 * GB), warm("other", memory=3 * GB))
     world.up("a", Place("other", READY, memory_bytes=3 * GB), budget=6 * GB)
     world.want("m")
     assert world.plan() == []
@@ -211,7 +213,7 @@ def test_a_model_that_fits_nowhere_says_how_much_is_missing() -> None:
 
 
 def test_memory_of_a_load_under_way_and_of_failures_is_counted_right() -> None:
-    world = World(lazy("m", memory=2 * GB), lazy("n", memory=2 * GB))
+    world = World(warm("m", memory=2 * GB), lazy("n", memory=2 * GB))
     world.up("a", Place("old", FAILED, memory_bytes=9 * GB), budget=3 * GB)
     world.want("m")
     assert world.plan() == ["m@a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -13,6 +14,9 @@ class Demand:
     replicas: int
     excluded: frozenset[str]
     since: float
+    deadline: float = math.inf  # of the most patient who asked
+    waits_for: str = ""  # what it waits for, where that is not a load
+    ready_at: float = math.inf  # when that is expected at the latest; infinite: not known
 
 
 @dataclass(slots=True, frozen=True)
@@ -32,16 +36,23 @@ class Demands:
     def __init__(self) -> None:
         self._open: dict[tuple[str, int, frozenset[str]], Demand] = {}
 
-    def join(self, model: str, replicas: int, excluded: frozenset[str], now: float) -> Demand:
+    def join(
+        self, model: str, replicas: int, excluded: frozenset[str], now: float, deadline: float = math.inf
+    ) -> Demand:
         """The demand for just that, a new one if nobody else has it."""
         key = (model, max(1, replicas), excluded)
         demand = self._open.get(key)
         if demand is None:
-            demand = self._open[key] = Demand(*key, since=now)
+            demand = self._open[key] = Demand(*key, since=now, deadline=deadline)
+        demand.deadline = max(demand.deadline, deadline)
         return demand
 
     def open(self) -> list[Demand]:
+        """The oldest first."""
         return list(self._open.values())
+
+    def wanted(self, model: str) -> bool:
+        return any(demand.model == model for demand in self._open.values())
 
     def settled(self, demand: Demand) -> None:
         self._open.pop((demand.model, demand.replicas, demand.excluded), None)

@@ -1,56 +1,100 @@
-"""The decisions: what each worker shall load next, and what those who wait are told.
+"""All that is known of models and workers, and what is wanted of them.
 
-A worker loads one model at a time. What somebody waits for goes before what is merely to be warm. A demand is
-met as soon as enough workers hold the model, and hopeless as soon as nobody can: every capable worker failed
-(and is in quarantine), or lacks the memory, or there is none, also none that is expected back.
+What happens is told in plain calls; `plan` answers what follows (see `planning`). Who uses a model is the
+worker's to know: what it tells of that is used to choose, and an order to unload says how long the model was
+idle as far as is known here, so that the worker can contradict.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from tokenfleet.core.residency.backoff import Backoff, Quarantine
+from tokenfleet.core.residency.backoff import Backoff
 from tokenfleet.core.residency.demands import Demand, Demands, Settlement
-from tokenfleet.core.residency.model import Entry, Failure, Host, HostFacts, LoadOrder, Place, PlaceState
+from tokenfleet.core.residency.eviction import POLICIES, EvictionPolicy
+from tokenfleet.core.residency.model import (
+    Entry,
+    Failure,
+    Host,
+    HostFacts,
+    LoadOrder,
+    Place,
+    PlaceState,
+    UnloadOrder,
+    Use,
+)
+from tokenfleet.core.residency.planning import Planner
+from tokenfleet.core.residency.popularity import Popularity
 
-NO_WORKER_RETRY_S = 5.0
 # After a load that broke off; by then the watch has broken too, or the worker lives.
 REST_S = 0.5
+# For how long it is remembered that a model lacked memory.
+WANT_S = 120.0
+
+
+class Limits(NamedTuple):
+    """What bounds changes. Times in seconds."""
+
+    patience_s: float = 30.0  # how long an absent worker is expected back
+    min_residency_s: float = 10.0  # for which a model stays, and at least as long as its load took
+    surplus_idle_s: float = 300.0  # after which copies beyond the first go
+    idle_s: float = 0.0  # after which any unpinned model goes; 0: when memory is needed
+
+
+class Shortage(NamedTuple):
+    """A model that lacks memory: what it would take on an engine's worker."""
+
+    engine: str
+    bytes: int
+    until: float
+
+
+class Plan(NamedTuple):
+    """Orders to carry out now, which count as running from here on, and demands that are over."""
+
+    loads: list[LoadOrder]
+    unloads: list[UnloadOrder]
+    settlements: list[Settlement]
 
 
 class Residency:
-    """All that is known about entries, workers and wishes. Times are the caller's seconds."""
+    """Entries, workers, use and wishes. Times are the caller's seconds."""
 
-    def __init__(self, draw: Callable[[], float], patience_s: float = 30.0) -> None:
-        """`draw` gives jitter in [0, 1); `patience_s` is how long an absent worker is expected back."""
+    def __init__(
+        self, draw: Callable[[], float], limits: Limits | None = None, policy: str = "demand"
+    ) -> None:
+        """`draw` gives jitter in [0, 1)."""
+        self.limits = limits or Limits()
+        self.policy: EvictionPolicy = POLICIES[policy]()
         self.entries: dict[str, Entry] = {}
         self.hosts: dict[str, Host] = {}
         self.backoff = Backoff(draw)
-        self._patience_s = patience_s
-        self._awaited_since = -math.inf  # when a worker last left whose successor may come to another address
-        self._demands = Demands()
+        self.demands = Demands()
+        self.popularity = Popularity()
+        self.retired: set[str] = set()  # models that left the catalog
+        self.awaited_since = -math.inf  # when a worker last left whose successor may come to another address
         self._withheld: set[tuple[str, str]] = set()  # model and worker that it was unloaded from
         self._pins: dict[str, bool] = {}  # what operators said
+        self._measured: dict[tuple[str, str], int] = {}  # bytes by model and engine
+        self._shortages: dict[str, Shortage] = {}
 
     # -- what is told ------------------------------------------------------------------------------
 
     def catalog(self, entries: Iterable[Entry]) -> None:
-        """The whole catalog. A changed entry is tried afresh."""
+        """The whole catalog. A changed entry is tried afresh; one that is gone is not kept loaded."""
         told = {entry.name: entry for entry in entries}
         for name, entry in told.items():
             if self.entries.get(name) != entry:
                 self.backoff.forgive(name)
+        self.retired |= self.entries.keys() - told.keys()
+        self.retired -= told.keys()
         self.entries = told
 
     def pin(self, model: str, pinned: bool) -> None:
         """An operator's word, which is above the entry's policy."""
         self._pins[model] = pinned
-
-    def pinned(self, model: str) -> bool:
-        entry = self.entries.get(model)
-        return self._pins.get(model, entry is not None and entry.warm)
 
     def expect(self, target: str, now: float) -> None:
         """There shall be a worker at that address."""
@@ -61,11 +105,11 @@ class Residency:
         host = self.hosts.pop(target, None)
         if host is not None:
             self._forget_life(host)
-            self._awaited_since = now
+            self.awaited_since = now
 
     def await_workers(self, now: float) -> None:
         """Workers are still being discovered: nobody is to be told that there is none."""
-        self._awaited_since = now
+        self.awaited_since = now
 
     def describe(self, target: str, facts: HostFacts, now: float) -> None:
         """A worker introduced itself or changed."""
@@ -76,7 +120,28 @@ class Residency:
         host.places = {place.model: place for place in facts.places}
         host.facts, host.connected, host.seen_at = facts, True, now
         for place in host.places.values():
+            self._note_place(host, place, now)
             self._note_unordered_failure(host, before.get(place.model), place, now)
+        host.uses = {model: use for model, use in host.uses.items() if model in host.places}
+
+    def used(self, target: str, model: str, running: int, idle_s: float, arrivals: int, now: float) -> None:
+        """A worker's sample: who runs, since when nobody does, and how many came since it was loaded."""
+        host = self.hosts.get(target)
+        use = host.uses.get(model) if host is not None else None
+        if use is None:
+            return
+        new = arrivals - use.arrivals
+        if new > 0:
+            self.popularity.came(model, new, now)
+        use.arrivals = arrivals
+        use.running = running
+        use.last_used = now if running else now - idle_s
+
+    def sampled(self, target: str, now: float) -> None:
+        """All of a worker's sample is told."""
+        host = self.hosts.get(target)
+        if host is not None:
+            host.sampled_at = now
 
     def lost(self, target: str, now: float) -> None:
         """The watch on a worker broke: what it holds is unknown."""
@@ -84,14 +149,23 @@ class Residency:
         if host.connected:
             host.connected, host.seen_at = False, now
             host.places = {}
+            host.claim = None
 
-    def loaded(self, order: LoadOrder, epoch: int) -> None:
+    def loaded(self, order: LoadOrder, epoch: int, now: float) -> None:
         """The worker says that the ordered load is done."""
         host = self._end_load(order)
-        if host is not None and host.connected:
+        if host is None:
+            return
+        if not order.wake:
+            self.popularity.loaded(order.model, now - host.load_began)
+        self._shortages.pop(order.model, None)
+        if host.connected:
             known = host.places.get(order.model)
-            memory_bytes = known.memory_bytes if known is not None else 0
-            host.places[order.model] = Place(order.model, PlaceState.READY, epoch, memory_bytes)
+            place = Place(order.model, PlaceState.READY, epoch, order.bytes, engine=order.engine)
+            if known is not None:
+                place.memory_bytes, place.sleep = known.memory_bytes or order.bytes, known.sleep
+            host.places[order.model] = place
+            self._note_place(host, place, now)
 
     def failed(self, order: LoadOrder, reason: str, message: str, now: float) -> None:
         """The worker says that the ordered load failed."""
@@ -104,6 +178,23 @@ class Residency:
         if host is not None:
             host.rests_until = now + REST_S
 
+    def unloaded(self, order: UnloadOrder) -> None:
+        """The worker let go of it."""
+        host = self._end_unload(order)
+        place = host.places.get(order.model) if host is not None else None
+        if host is None or place is None or place.epoch != order.epoch:
+            return
+        if order.sleep:
+            place.state = PlaceState.ASLEEP
+        else:
+            del host.places[order.model]
+
+    def kept(self, order: UnloadOrder, now: float) -> None:
+        """The worker refused, or was not reached: what is known of it is out of date until it speaks."""
+        host = self._end_unload(order)
+        if host is not None:
+            host.doubted_at = now
+
     def withhold(self, model: str, worker_id: str) -> None:
         """An operator takes it off that worker: it is not loaded there again until somebody wants it."""
         self._withheld.add((model, worker_id))
@@ -114,144 +205,71 @@ class Residency:
 
     # -- what is wanted ----------------------------------------------------------------------------
 
-    def want(self, model: str, replicas: int, excluded: frozenset[str], now: float) -> Demand:
+    def want(
+        self, model: str, replicas: int, excluded: frozenset[str], now: float, deadline: float = math.inf
+    ) -> Demand:
         """Somebody waits for the model; equal wishes share one demand. The model must have an entry."""
         self._withheld = {pair for pair in self._withheld if pair[0] != model}
-        return self._demands.join(model, replicas, excluded, now)
+        return self.demands.join(model, replicas, excluded, now, deadline)
 
-    # -- what follows ------------------------------------------------------------------------------
+    def forsake(self, demand: Demand) -> None:
+        """Nobody waits for it any more. What was ordered for it goes on."""
+        self.demands.settled(demand)
 
-    def plan(self, now: float) -> tuple[list[LoadOrder], list[Settlement]]:
-        """Orders to carry out now, which count as running from here on, and demands that are over."""
-        orders: list[LoadOrder] = []
-        settlements: list[Settlement] = []
-        for demand in self._demands.open():
-            settlement = self._pursue(demand, orders, now)
-            if settlement is not None:
-                self._demands.settled(demand)
-                settlements.append(settlement)
-        for entry in self.entries.values():
-            if self.pinned(entry.name):
-                self._keep_warm(entry, orders, now)
-        return orders, settlements
+    def plan(self, now: float) -> Plan:
+        """What follows from all that is known."""
+        return Plan(*Planner(self, now).plan())
 
-    def _pursue(self, demand: Demand, orders: list[LoadOrder], now: float) -> Settlement | None:
-        entry = self.entries.get(demand.model)
-        if entry is None:
-            message = f"the model {demand.model} left the catalog"
-            return Settlement(demand, reason="model_not_found", message=message)
-        allowed = [host for host in self.hosts.values() if host.facts.worker_id not in demand.excluded]
-        holders = [host for host in allowed if host.usable and host.holds(entry.name, PlaceState.READY)]
-        if len(holders) >= demand.replicas:
-            return Settlement(demand, worker_id=holders[0].facts.worker_id)
-        coming = sum(host.connected and host.busy_with(entry.name) for host in allowed)
-        fitting = self._fitting(entry, allowed, now)
-        wanted = demand.replicas - len(holders) - coming
-        for host in fitting[: max(0, wanted)]:
-            self._order(entry, host, orders, now)
-        if coming or fitting:
-            return None
-        if holders and not self._expected(entry, now):
-            return Settlement(demand, worker_id=holders[0].facts.worker_id)
-        return self._hopeless(demand, entry, allowed, now)
+    # -- what is known -----------------------------------------------------------------------------
 
-    def _keep_warm(self, entry: Entry, orders: list[LoadOrder], now: float) -> None:
-        hosts = [
-            host for host in self.hosts.values() if (entry.name, host.facts.worker_id) not in self._withheld
-        ]
-        there = sum(
-            host.usable and (host.holds(entry.name, PlaceState.READY) or host.busy_with(entry.name))
-            for host in hosts
-        )
-        wanted = entry.replicas or (0 if entry.warm else 1)
-        missing = wanted - there if wanted else len(hosts)
-        for host in self._fitting(entry, hosts, now)[: max(0, missing)]:
-            self._order(entry, host, orders, now)
+    def pinned(self, model: str) -> bool:
+        entry = self.entries.get(model)
+        return self._pins.get(model, entry is not None and entry.warm)
 
-    def _fitting(self, entry: Entry, hosts: Iterable[Host], now: float) -> list[Host]:
-        """Workers that could load it, the best first: zones that hold few copies, then ample memory."""
-        able = [
-            host
-            for host in hosts
-            if self._capable(entry, host)
-            and not self.backoff.holds(entry.name, host.facts.worker_id, now)
-            and self._has_memory(entry, host)
-        ]
-        copies = Counter(
-            host.facts.zone
-            for host in self.hosts.values()
-            if host.usable and (host.holds(entry.name, PlaceState.READY) or host.busy_with(entry.name))
-        )
-        chosen: list[Host] = []
-        while able:
-            best = min(
-                able,
-                key=lambda host: (
-                    host.loading is not None,
-                    copies[host.facts.zone],
-                    -host.free_bytes,
-                    host.facts.name,
-                    host.target,
-                ),
-            )
-            able.remove(best)
-            copies[best.facts.zone] += 1
-            chosen.append(best)
-        return chosen
+    def keeps(self, entry: Entry) -> int:
+        """How many workers shall hold it whatever the demand; -1: all that can."""
+        if not self.pinned(entry.name):
+            return 0
+        return entry.replicas or (-1 if entry.warm else 1)
 
-    def _capable(self, entry: Entry, host: Host) -> bool:
-        """It is up, hosts an engine of the entry, and nothing of the model is there."""
+    def withheld(self, model: str, host: Host) -> bool:
+        return (model, host.facts.worker_id) in self._withheld
+
+    def need_bytes(self, entry: Entry, host: Host) -> int:
+        """What the budget of the worker must have free: by the entry, or by what was measured, if more."""
+        need = host.engine_for(entry)
+        if need is None:
+            return 0
+        measured = self._measured.get((entry.name, need.engine), 0)
         place = host.places.get(entry.name)
-        return (
-            host.usable
-            and host.engine_for(entry) is not None
-            and (place is None or place.absent)
-            and not host.busy_with(entry.name)
-        )
+        return max(need.memory_bytes, measured) - (place.held_bytes if place is not None else 0)
 
-    def _has_memory(self, entry: Entry, host: Host) -> bool:
+    def short_of(self, entry: Entry, host: Host, now: float) -> None:
+        """It is wanted, and that worker is the one that comes closest to having the memory."""
         need = host.engine_for(entry)
-        return need is not None and need.memory_bytes <= host.free_bytes
+        if need is not None:
+            self._shortages[entry.name] = Shortage(need.engine, self.need_bytes(entry, host), now + WANT_S)
 
-    def _order(self, entry: Entry, host: Host, orders: list[LoadOrder], now: float) -> None:
-        """Orders the load, unless the worker is at another one: then its turn comes with a later plan."""
-        need = host.engine_for(entry)
-        if host.loading is None and need is not None and now >= host.rests_until:
-            host.loading = LoadOrder(entry.name, need.engine, host.target, host.facts.worker_id)
-            orders.append(host.loading)
+    def shortages(self, now: float) -> dict[str, Shortage]:
+        """Models that lack memory somewhere: what an autoscaler, or a person, may want to know."""
+        return {
+            name: one
+            for name, one in tuple(self._shortages.items())
+            if now < one.until and name in self.entries
+        }
 
-    def _expected(self, entry: Entry, now: float) -> bool:
-        """Whether a worker that may be able to is on its way back."""
-        return now < self._awaited_since + self._patience_s or any(
-            not host.usable
-            and now < host.seen_at + self._patience_s
-            and (not host.facts.engines or host.engine_for(entry) is not None)
-            for host in self.hosts.values()
-        )
+    # -- inside ------------------------------------------------------------------------------------
 
-    def _hopeless(self, demand: Demand, entry: Entry, allowed: list[Host], now: float) -> Settlement | None:
-        """Why nobody can load it; None when it is too early to say."""
-        quarantine = self._first_quarantine(entry, allowed, now)
-        if quarantine is not None:
-            retry_after_s = quarantine.until - now
-            return Settlement(demand, "", quarantine.reason, quarantine.message, retry_after_s)
-        leaving = any(host.usable and host.holds(entry.name, PlaceState.UNLOADING) for host in allowed)
-        if leaving or self._expected(entry, now):
-            return None
-        capable = [host for host in allowed if self._capable(entry, host)]
-        if capable:
-            return Settlement(demand, "", "out_of_memory", _no_room(entry, capable), NO_WORKER_RETRY_S)
-        engines = " or ".join(need.engine for need in entry.engines)
-        message = f"no worker that hosts {engines} is there to load {entry.name}"
-        return Settlement(demand, "", "no_worker", message, NO_WORKER_RETRY_S)
-
-    def _first_quarantine(self, entry: Entry, allowed: list[Host], now: float) -> Quarantine | None:
-        lasting = (
-            self.backoff.holds(entry.name, host.facts.worker_id, now)
-            for host in allowed
-            if self._capable(entry, host)
-        )
-        return min(filter(None, lasting), key=lambda quarantine: quarantine.until, default=None)
+    def _note_place(self, host: Host, place: Place, now: float) -> None:
+        if place.state is not PlaceState.READY:
+            return
+        if place.memory_bytes and place.engine:
+            self._measured[place.model, place.engine] = place.memory_bytes
+        use = host.uses.get(place.model)
+        if use is None or use.epoch != place.epoch:
+            took_s = self.popularity.load_s(place.model, 0)
+            stays_s = max(self.limits.min_residency_s, took_s) if self.limits.min_residency_s else 0.0
+            host.uses[place.model] = Use(place.epoch, now, now, held_to=now + stays_s)
 
     def _note_unordered_failure(self, host: Host, before: Place | None, now_is: Place, now: float) -> None:
         """A model that broke down by itself, or in a former loader's time, is not loaded again at once."""
@@ -261,8 +279,7 @@ class Residency:
         worker_id = host.facts.worker_id
         if self.backoff.holds(now_is.model, worker_id, now):
             return  # the order that failed was told first
-        message = f"{now_is.model} broke down on {host.facts.name or host.target}"
-        failure = now_is.failure or Failure("engine_failed", message)
+        failure = now_is.failure or Failure("engine_failed", f"{now_is.model} broke down on {host.name}")
         self.backoff.failed(now_is.model, worker_id, failure.reason, failure.message, now)
 
     def _end_load(self, order: LoadOrder) -> Host | None:
@@ -272,19 +289,17 @@ class Residency:
         host.loading = None
         return host
 
+    def _end_unload(self, order: UnloadOrder) -> Host | None:
+        host = self.hosts.get(order.target)
+        if host is None or host.unloading.get(order.model) is not order:
+            return None
+        del host.unloading[order.model]
+        return host
+
     def _forget_life(self, host: Host) -> None:
         former = host.facts.worker_id
         self.backoff.forget_worker(former)
         self._withheld = {pair for pair in self._withheld if pair[1] != former}
-        host.loading = None
+        host.loading = host.claim = None
+        host.unloading, host.uses = {}, {}
         host.rests_until = 0.0
-
-
-def _no_room(entry: Entry, hosts: list[Host]) -> str:
-    roomiest = max(hosts, key=lambda host: host.free_bytes)
-    need = roomiest.engine_for(entry)
-    return (
-        f"{entry.name} needs {need.memory_bytes if need else 0} bytes, and no worker has so much left: "
-        f"the most is {round(roomiest.free_bytes)} on {roomiest.facts.name or roomiest.target}; "
-        "unload a model first"
-    )
