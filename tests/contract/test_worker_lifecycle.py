@@ -141,22 +141,6 @@ async def test_an_idle_unload_spares_a_busy_model_and_an_old_epoch_is_fenced_off
     assert refused.terminal.failure.reason == common_pb2.REASON_NOT_RESIDENT
 
 
-async def test_an_unload_is_published_first_and_lets_running_sequences_finish(worker: WorkerProcess) -> None:
-    await worker.load(quick())
-    gateway = await worker.connect()
-    stream = gateway.submit([1], 60)
-    await stream.tokens(1)
-    unloading = asyncio.create_task(worker.unload())
-    await info_when(worker, lambda info: info.models[0].state == worker_pb2.ResidentModel.STATE_UNLOADING)
-    refused = await gateway.complete([2], 5)
-    assert refused.terminal is not None
-    assert refused.terminal.failure.reason == common_pb2.REASON_NOT_RESIDENT
-    answer = await unloading
-    assert answer[0].stage == worker_pb2.UnloadModelResponse.STAGE_DRAINING
-    assert stream.terminal is not None
-    assert len(stream.ids) == 60
-
-
 async def test_every_watcher_sees_every_admitted_reservation_and_the_steps(worker: WorkerProcess) -> None:
     await worker.load(quick())
     gateway = await worker.connect()

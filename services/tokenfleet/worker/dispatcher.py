@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2, worker_pb2
 from tokenfleet.worker.engines.base import Delta, Finished, Generation, Logprobs
 from tokenfleet.worker.outbox import Outbox
-from tokenfleet.worker.resident import Resident, State
+from tokenfleet.worker.resident import Resident
 from tokenfleet.worker.sequence import Sequence, check_features, check_lengths
 from tokenfleet.worker.text_assembler import TextAssembler
 
@@ -225,6 +226,7 @@ class Dispatcher:
         )
         self._live[sequence.key] = sequence
         resident.running += 1
+        resident.arrivals += 1
         if submit.context.deadline_ms:
             sequence.deadline = self._loop.call_later(
                 submit.context.deadline_ms / 1000, self._deadline_passed, sequence
@@ -240,7 +242,7 @@ class Dispatcher:
             raise FleetError(
                 common_pb2.REASON_NOT_RESIDENT, f"model {submit.model} is not on this worker", field="model"
             )
-        if resident.state != State.STATE_READY:
+        if not resident.accepts:
             raise resident.not_resident()
         if submit.residency_epoch not in (0, resident.epoch):
             raise FleetError(
@@ -290,6 +292,7 @@ class Dispatcher:
         if sequence.started:
             sequence.outbox.decoding -= 1
         sequence.resident.running -= 1
+        sequence.resident.last_used = time.monotonic()
         sequence.session.ended(sequence)
         self._count(outcome)
         self.changed.notify()

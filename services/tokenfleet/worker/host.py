@@ -17,6 +17,7 @@ from tokenfleet.v1 import common_pb2, worker_pb2
 from tokenfleet.worker import machine
 from tokenfleet.worker.cache_log import CacheLog
 from tokenfleet.worker.dispatcher import Dispatcher
+from tokenfleet.worker.memory import Memory
 from tokenfleet.worker.metrics import WorkerMetrics
 from tokenfleet.worker.residency import Residency
 from tokenfleet.worker.resident import Resident, State
@@ -46,7 +47,7 @@ class WorkerHost:
             engines=list(settings.engines),
             threads=settings.engine_threads,
             engine_arguments=settings.engine_arguments,
-            memory_bytes=settings.memory_bytes or machine.memory_limit_bytes(),
+            memory=Memory(settings.memory_bytes or machine.memory_limit_bytes()),
             canary_timeout_s=settings.canary_timeout_s,
             worker_id=self.worker_id,
             changed=self._models_changed,
@@ -89,7 +90,7 @@ class WorkerHost:
             state=worker_pb2.WORKER_STATE_DRAINING if self.draining else worker_pb2.WORKER_STATE_READY,
             engines=self.settings.engines,
             accelerator=self.watch.accelerator(),
-            memory_budget_bytes=self.residency.memory_bytes,
+            memory_budget_bytes=self.residency.memory.budget_bytes,
         )
         info.models.extend(resident.describe() for resident in self.residency.residents.values())
         return info

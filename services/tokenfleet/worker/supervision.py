@@ -40,6 +40,7 @@ class EngineSink:
         log.warning("engine died", model=self._resident.name, cause=cause, detail=failure.message)
         self._restarted(cause)
         self._cache.cleared(self._resident.name)
+        self._resident.down = True
         if self._resident.state == State.STATE_READY:
             self._resident.state = State.STATE_LOADING
             self._resident.failure = failure
@@ -65,6 +66,7 @@ class EngineSink:
             if resident.engine is not None:
                 resident.engine.restart("canary")
             return
+        resident.down = False
         if resident.state == State.STATE_LOADING:
             resident.state, resident.failure = State.STATE_READY, None
             log.info("engine restarted", model=resident.name)

@@ -9,6 +9,7 @@ watcher, so that several routers all see every one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 
@@ -120,6 +121,8 @@ class _Watcher:
         load.kv_blocks_used = now.kv_blocks_used
         load.queued_prefill_tokens = now.queued_prefill_tokens
         load.context_tokens = now.context_tokens
+        load.arrivals = resident.arrivals
+        load.idle_ms = int(resident.idle_s(time.monotonic()) * 1000)
         log = resident.engine.steps
         steps = log.since(self._steps_seen.get(resident.epoch, log.recorded))[-_MOST_STEPS:]
         self._steps_seen[resident.epoch] = log.recorded

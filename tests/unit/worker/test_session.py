@@ -225,10 +225,14 @@ async def test_what_cannot_run_is_refused_with_its_reason(
         raise FleetError.from_failure(rig.terminal.failure)
 
 
-async def test_a_model_on_its_way_out_takes_nothing_new(rig: Rig) -> None:
+async def test_a_model_on_its_way_out_takes_nothing_new_once_that_got_round(rig: Rig) -> None:
     rig.resident.state = State.STATE_UNLOADING
     rig.receive(submit(1))
+    assert not rig.link.terminals
+    rig.resident.closed = True
+    rig.receive(submit(2))
     assert rig.terminal.failure.reason == common_pb2.REASON_NOT_RESIDENT
+    assert rig.resident.running == 1
 
 
 async def test_a_draining_worker_takes_nothing_new(rig: Rig) -> None:

@@ -92,6 +92,15 @@ class ModelFiles:
     weights_digest: str
     weights: Path | None  # None for an engine that needs none
     vocabulary: Vocabulary
+    progress: Callable[[float], None] = lambda _: None  # how much of the start is done, 0 to 1; any thread
+
+
+@dataclass(frozen=True, slots=True)
+class SleepCosts:
+    """What it means for an engine to sleep instead of being unloaded."""
+
+    asleep_bytes: int  # that it keeps
+    wake_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,7 @@ class EngineFacts:
     kv_blocks_total: int
     memory_bytes: int = 0
     vocabulary_size: int = 0  # ids it may generate; 0: those of the tokenizer
+    sleep: SleepCosts | None = None  # where it is a `SleepingEngine`
 
 
 class Engine(Protocol):
@@ -137,6 +147,16 @@ class Engine(Protocol):
 
     async def unload(self) -> int:
         """Ends everything; answers the bytes of memory that were freed, as measured."""
+
+
+class SleepingEngine(Engine, Protocol):
+    """What an engine has besides whose facts say what sleep costs. It sleeps only while nothing runs."""
+
+    async def sleep(self) -> None:
+        """Gives up most of its memory, and its caches; all but `wake` and `unload` is out of the question."""
+
+    async def wake(self) -> None:
+        """Takes sequences again. Raises FleetError when it cannot."""
 
 
 # Makes an engine; the argument is the number of threads that it may use.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -46,12 +47,16 @@ from tokenfleet.worker.engines.base import (
     Generation,
     ModelFiles,
     Sink,
+    SleepCosts,
     load_failed,
 )
 from tokenfleet.worker.engines.step_log import Step, StepLog
 
 # The event loop's timers round to a millisecond: what is due within half of one is due.
 _TIMER_SLACK_S = 0.000_6
+
+# Between two words about how its load is getting on.
+_PROGRESS_S = 0.1
 
 # Of its KV blocks an engine that ran out of memory is given so many again.
 _KEPT_AFTER_OOM = 0.75
@@ -92,6 +97,10 @@ class SimArguments(EngineArguments):
     prefill_chunk_tokens: int = Field(2_048, ge=1)
     # profile static
     window_ms: float = Field(30, ge=0)
+    # loading
+    load_s: float = Field(0, ge=0)
+    asleep_bytes: int = Field(-1, ge=-1)  # that it keeps when it sleeps; -1: it cannot
+    wake_s: float = Field(0, ge=0)
     # failures
     faults: tuple[FaultArguments, ...] = ()
     restart_s: float = Field(0.5, ge=0)  # from its death until it takes sequences again
@@ -135,8 +144,12 @@ class SimEngine:
             max_sequences=arguments.max_sequences,
             context_length=model.context_length,
             kv_blocks_total=blocks,
+            sleep=SleepCosts(arguments.asleep_bytes, arguments.wake_s)
+            if arguments.asleep_bytes >= 0
+            else None,
         )
         self._model = self._new_model()
+        await self._take_time(arguments.load_s, model.progress)
         return self._facts
 
     def submit(self, generation: Generation) -> None:
@@ -173,6 +186,20 @@ class SimEngine:
 
     def load_now(self) -> EngineLoad:
         return EngineLoad(*self._model.load())
+
+    async def sleep(self) -> None:
+        await self.unload()
+
+    async def wake(self) -> None:
+        await asyncio.sleep(self._arguments.wake_s)
+        self._model = self._new_model()
+
+    async def _take_time(self, seconds: float, progress: Callable[[float], None]) -> None:
+        """As long as a real one takes to read its weights."""
+        steps = max(1, round(seconds / _PROGRESS_S))
+        for step in range(steps):
+            progress(step / steps)
+            await asyncio.sleep(seconds / steps)
 
     async def unload(self) -> int:
         for timer in (self._timer, self._watchdog, self._returning):
