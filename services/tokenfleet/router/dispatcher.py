@@ -53,6 +53,7 @@ class Dispatcher:
         settings: RouterSettings,
         catalog: CatalogWatch,
         start_load: Callable[[LoadWish], None],
+        stop_load: Callable[[LoadWish], None],
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -65,6 +66,7 @@ class Dispatcher:
             draw=self._random.random,
             decide=self._decided,
             start_load=start_load,
+            stop_load=stop_load,
             reservation_prefix=f"{secrets.token_hex(4)}-",
         )
         self.metrics = RouterMetrics(self.scheduler, registry)

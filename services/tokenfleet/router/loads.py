@@ -44,24 +44,36 @@ class LoadCalls:
     def __init__(self, loader_target: str) -> None:
         self._channel = PeerChannel(loader_target, MODEL_LOADER)
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[LoadWish, asyncio.Task[None]] = {}
         self.dispatcher: Dispatcher | None = None
 
     def start(self, wish: LoadWish) -> None:
         task = asyncio.create_task(self._carry_out(wish), name=f"load {wish.model}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[wish] = task
+        task.add_done_callback(lambda done: self._ended(wish, done))
+
+    def abandon(self, wish: LoadWish) -> None:
+        """Nobody waits for it any longer: the loader need not begin what it has not begun."""
+        task = self._tasks.pop(wish, None)
+        if task is not None:
+            log.info("load wanted no longer", model=wish.model)
+            task.cancel()
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._channel.close()
+
+    def _ended(self, wish: LoadWish, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(wish) is task:
+            del self._tasks[wish]
 
     async def _carry_out(self, wish: LoadWish) -> None:
         assert self.dispatcher is not None
         scheduler = self.dispatcher.scheduler
-        log.info("load wanted", model=wish.model, excluded=sorted(wish.excluded))
+        log.info("load wanted", model=wish.model, excluded=sorted(wish.excluded), replicas=wish.replicas)
         failure = await self._ensure(wish)
         now = self._loop.time()
         if failure is None:
@@ -77,7 +89,7 @@ class LoadCalls:
     async def _ensure(self, wish: LoadWish) -> common_pb2.Failure | None:
         """Waits for the loader's last word; None is success."""
         request = model_loader_pb2.EnsureLoadedRequest(
-            model=wish.model, excluded_workers=sorted(wish.excluded)
+            model=wish.model, excluded_workers=sorted(wish.excluded), replicas=wish.replicas
         )
         stage, relayed_at = common_pb2.LoadProgress.STAGE_UNSPECIFIED, 0.0
         try:

@@ -42,7 +42,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._stopping = asyncio.Event()
         self._catalog = CatalogWatch(settings.loader)
         self._loads = LoadCalls(settings.loader)
-        self._dispatcher = Dispatcher(settings, self._catalog, self._loads.start)
+        self._dispatcher = Dispatcher(settings, self._catalog, self._loads.start, self._loads.abandon)
         self._loads.dispatcher = self._dispatcher
         self._worker_watches = WorkerWatches(self._dispatcher)
         self._workers = Discovery(settings.workers, self._worker_watches)

@@ -42,7 +42,11 @@ class Bench:
         catalog = CatalogWatch("127.0.0.1:1")
         self.wishes: list[Any] = []
         self.dispatcher = Dispatcher(
-            load_settings(RouterSettings, []), catalog, self.wishes.append, CollectorRegistry()
+            load_settings(RouterSettings, []),
+            catalog,
+            self.wishes.append,
+            lambda _: None,
+            CollectorRegistry(),
         )
         spec = common_pb2.ModelSpec(name="m", engines=[common_pb2.ModelSpec.EngineConfig(engine="sim")])
         catalog._received(model_loader_pb2.WatchCatalogResponse(models=[spec]))

@@ -257,6 +257,48 @@ class TestLoads:
         assert world.refused(world.ask(engines=frozenset({"vllm"}))) == "no_worker"
         assert not world.wishes
 
+    def test_a_load_that_nobody_waits_for_any_longer_is_abandoned(self) -> None:
+        world = self.cold()
+        requests = [world.ask(), world.ask()]
+        world.scheduler.cancel(requests[0])
+        world.pass_time(5, living="a")
+        assert not world.abandoned
+        world.scheduler.cancel(requests[1])
+        world.pass_time(2, living="a")
+        assert world.abandoned == world.wishes == [LoadWish(MODEL)]
+        world.ask()
+        assert world.wishes == [LoadWish(MODEL)] * 2
+
+    def test_a_model_whose_workers_are_all_full_is_wished_on_one_more(self) -> None:
+        world = self.cold()
+        world.up("b", slots=2)
+        first, _, second = world.ask(), world.ask(), world.ask()
+        assert world.where(first) == "b"
+        world.pass_time(2.9, living="ab", running=2)
+        assert not world.wishes
+        world.pass_time(1, living="ab", running=2)
+        assert world.wishes == [LoadWish(MODEL, replicas=2)]
+        # nobody depends on it: what becomes of it refuses nobody
+        world.scheduler.load_failed(world.wishes[0], "out_of_memory", "no room", 5.0, world.now)
+        assert not world.refused(second)
+        world.pass_time(5, living="ab", running=2)
+        assert len(world.wishes) == 1, "nor is it asked for all the time"
+        world.pass_time(10, living="ab", running=2)
+        assert len(world.wishes) == 2
+        world.up("a")
+        assert world.where(second) == "a"
+
+    def test_those_who_waited_for_a_load_do_not_make_the_model_hot(self) -> None:
+        world = self.cold()
+        requests = [world.ask() for _ in range(3)]
+        world.up("b", state=ReplicaState.LOADING)
+        world.pass_time(20, living="ab")
+        world.up("b", slots=2)
+        world.pass_time(2, living="ab", running=2)
+        assert world.where(requests[0]) == "b"
+        assert not world.where(requests[2])
+        assert all(wish.replicas == 1 for wish in world.wishes)
+
     def test_a_model_whose_only_holder_failed_the_request_is_wished_elsewhere(self) -> None:
         world = self.cold()
         world.up("b")

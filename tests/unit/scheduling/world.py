@@ -46,6 +46,7 @@ class World:
         self.now = 0.0
         self.decisions: list[tuple[Request, Decision]] = []
         self.wishes: list[LoadWish] = []
+        self.abandoned: list[LoadWish] = []
         self._lives: dict[str, int] = {}
         self.scheduler: Scheduler[Request] = Scheduler(
             make_policy(policy, by_model=by_model),
@@ -53,6 +54,7 @@ class World:
             draw=random.Random(seed).random,
             decide=lambda request, decision: self.decisions.append((request, decision)),
             start_load=self.wishes.append,
+            stop_load=self.abandoned.append,
         )
 
     # -- workers: w1 listens at w1, its lives are called w1.1, w1.2 …

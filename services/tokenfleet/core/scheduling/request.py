@@ -50,10 +50,14 @@ class Request:
 
 
 class LoadWish(NamedTuple):
-    """A model wanted somewhere else than on the excluded workers; equal wishes share one load."""
+    """A model wanted somewhere else than on the excluded workers; equal wishes share one load.
+
+    With more than one replica it is a hot model's wish for a further copy: nobody depends on it.
+    """
 
     model: str
     excluded: frozenset[str] = NOTHING
+    replicas: int = 1
 
 
 @dataclass(slots=True, eq=False)

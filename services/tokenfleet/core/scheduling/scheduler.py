@@ -36,6 +36,8 @@ R = TypeVar("R", bound=Request)
 
 # How often the prospects of those who wait without any worker are looked at again.
 REVIEW_EVERY_S = 0.25
+# Where all that serve a model are full for so long, it is hot: a further copy is wished for.
+HOT_AFTER_S = 3.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,10 +59,12 @@ class _Line(Generic[R]):
 
     queue: WaitingQueue[R]
     drain: DrainRate
+    full_since: float = math.inf  # since when somebody waits though the model is served
 
 
 class Scheduler(Generic[R]):
-    """Decides for each request. `decide` is told every decision, `start_load` which model is wanted where."""
+    """Decides for each request. `decide` is told every decision, `start_load` which model is wanted where,
+    and `stop_load` that nobody waits for it any longer."""
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Scheduler(Generic[R]):
         draw: Draw,
         decide: Callable[[R, Decision], None],
         start_load: Callable[[LoadWish], None],
+        stop_load: Callable[[LoadWish], None] = lambda _: None,
         reservation_prefix: str = "",
     ) -> None:
         self.fleet = Fleet(limits.engine_queue_ratio, limits.patience_s, policy)
@@ -79,6 +84,7 @@ class Scheduler(Generic[R]):
         self._draw = draw
         self._decide = decide
         self._start_load = start_load
+        self._stop_load = stop_load
         self._wishes = LoadWishes(limits.patience_s)
         self._lines: dict[str, _Line[R]] = {}
         self._entries: dict[R, Entry[R]] = {}
@@ -186,7 +192,10 @@ class Scheduler(Generic[R]):
     def load_failed(
         self, wish: LoadWish, reason: str, message: str, retry_after_s: float, now: float
     ) -> None:
-        """It cannot be loaded: nobody shall wait for it any longer."""
+        """It cannot be loaded: nobody shall wait for it any longer; for a further copy nobody does."""
+        if wish.replicas > 1:
+            self._wishes.failed_for_now(wish, now)
+            return
         self._wishes.failed(wish)
         for entry in self._waiting_for(wish):
             self.cancel(entry.item)
@@ -206,6 +215,8 @@ class Scheduler(Generic[R]):
         if now >= self._next_review:
             self._next_review = now + REVIEW_EVERY_S
             self._review(now)
+            for wish in self._wishes.abandoned(now):
+                self._stop_load(wish)
             self._wishes.forget_idle(now)
 
     # -- inside ------------------------------------------------------------------------------------
@@ -271,7 +282,8 @@ class Scheduler(Generic[R]):
 
     def _review(self, now: float) -> None:
         """Asks for loads and gives up hope for those who wait without a worker in sight."""
-        for line in self._lines.values():
+        for model, line in self._lines.items():
+            self._wish_for_a_copy(model, line, now)
             shared: float | None = None  # by all who would go anywhere
             for entry in line.queue:
                 request = entry.item
@@ -284,6 +296,18 @@ class Scheduler(Generic[R]):
                 if refusal is not None:
                     self.cancel(request)
                     self._decide(request, refusal)
+
+    def _wish_for_a_copy(self, model: str, line: _Line[R], now: float) -> None:
+        """Where requests wait for places on workers that are all full."""
+        first = next(iter(line.queue), None)
+        if first is None or not self._suits_somebody(first.item):
+            line.full_since = math.inf
+            return
+        line.full_since = min(line.full_since, now)
+        if now - line.full_since >= HOT_AFTER_S and self.fleet.could_load(model, first.item.engines):
+            wish = LoadWish(model, replicas=len(self.fleet.placeable(model)) + 1)
+            if self._wishes.wanted(wish, now):
+                self._start_load(wish)
 
     def _hope(self, request: R, now: float) -> float:
         """Until when waiting makes sense; on the way, asks for the model to be loaded."""
@@ -322,7 +346,7 @@ class Scheduler(Generic[R]):
 
     def _waiting_for(self, wish: LoadWish) -> list[Entry[R]]:
         line = self._lines.get(wish.model)
-        if line is None:
+        if line is None or wish.replicas > 1:
             return []
         return [
             entry
