@@ -7,15 +7,17 @@ on when this process dies: its successor sees them through the watches and joins
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from tokenfleet.core.residency import Demand, Host, HostFacts, LoadOrder, Residency
+from tokenfleet.core.residency import Demand, Host, HostFacts, Limits, LoadOrder, Residency, UnloadOrder
 from tokenfleet.model_loader.flight import Flight
-from tokenfleet.model_loader.history import History
+from tokenfleet.model_loader.history import History, ModelHistory
 from tokenfleet.model_loader.metrics import ModelLoaderMetrics
 from tokenfleet.model_loader.worker_link import WorkerLink
 from tokenfleet.runtime.discovery import Peer
@@ -37,11 +39,12 @@ class Keeper:
 
     def __init__(
         self,
-        patience_s: float,
+        limits: Limits,
+        policy: str,
         history: History,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        self.residency = Residency(random.random, patience_s)
+        self.residency = Residency(random.random, limits, policy)
         self.specs: dict[str, common_pb2.ModelSpec] = {}
         self._history = history
         self._metrics = ModelLoaderMetrics(self.residency, registry)
@@ -50,7 +53,7 @@ class Keeper:
         self._links: dict[str, WorkerLink] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._flights: dict[Demand, Flight] = {}
-        self._tasks: dict[asyncio.Task[None], LoadOrder] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loading: dict[LoadOrder, common_pb2.LoadProgress] = {}
 
     def start(self) -> None:
@@ -97,7 +100,7 @@ class Keeper:
         return spec
 
     def ensure(self, model: str, replicas: int, excluded: frozenset[str]) -> Flight:
-        """The flight of a demand, shared with all who want just that."""
+        """The flight of a demand, shared with all who want just that, and dropped when all have left."""
         self.spec(model)
         demand = self.residency.want(model, replicas, excluded, self._loop.time())
         flight = self._flights.get(demand)
@@ -128,6 +131,13 @@ class Keeper:
         self.residency.pin(model, pinned)
         self.replan()
 
+    def recall(self, model: str, past: ModelHistory) -> None:
+        """What a former loader knew of it."""
+        if past.last_load_s:
+            self.residency.popularity.loaded(model, past.last_load_s)
+        if past.pinned is not None:
+            self.pin(model, past.pinned)
+
     def residencies(self, is_added: Callable[[str], bool]) -> list[model_loader_pb2.ModelResidency]:
         """Every entry of the catalog, and where it is."""
         listed = [self._residency(spec) for spec in self.specs.values()]
@@ -154,20 +164,32 @@ class Keeper:
 
     def replan(self) -> None:
         """Asks the policy what follows from what happened, and does it."""
-        orders, settlements = self.residency.plan(self._loop.time())
-        for order in orders:
-            request = worker_pb2.LoadModelRequest(spec=self.specs[order.model], engine=order.engine)
-            carrying_out = self._carry_out(order, self._links[order.target], request)
-            task = asyncio.create_task(carrying_out, name=f"load {order.model}")
-            self._tasks[task] = order
-            task.add_done_callback(self._tasks.pop)
-        for settlement in settlements:
+        now = self._loop.time()
+        plan = self.residency.plan(now)
+        for unload in plan.unloads:
+            self._start(self._evict(unload, self._links[unload.target]))
+        for load in plan.loads:
+            request = worker_pb2.LoadModelRequest(spec=self.specs[load.model], engine=load.engine)
+            self._start(self._carry_out(load, self._links[load.target], request))
+        for settlement in plan.settlements:
             flight = self._flights.pop(settlement.demand, None)
             if flight is not None:
                 flight.settle(settlement)
+        for demand, flight in self._flights.items():
+            eta_s = demand.ready_at - now
+            flight.wait(demand.waits_for, round(eta_s * 1000) if 0 < eta_s < math.inf else 0)
+
+    def _start(self, carrying_out: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(carrying_out)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)
+        for demand, flight in tuple(self._flights.items()):
+            if flight.forsaken:
+                del self._flights[demand]
+                self.residency.forsake(demand)
         self.replan()
 
     def _described(self, target: str, facts: HostFacts) -> None:
@@ -178,14 +200,20 @@ class Keeper:
         self.residency.lost(target, self._loop.time())
         self.replan()
 
-    def _used(self, model: str) -> None:
-        if model in self.specs:
-            self._history.used(model, round(time.time() * 1000))
+    def _used(self, target: str, sample: worker_pb2.LoadSample) -> None:
+        now = self._loop.time()
+        for load in sample.models:
+            self.residency.used(target, load.model, load.running, load.idle_ms / 1000, load.arrivals, now)
+            if load.running and load.model in self.specs:
+                self._history.used(load.model, round(time.time() * 1000))
+        self.residency.sampled(target, now)
 
     async def _carry_out(
         self, order: LoadOrder, link: WorkerLink, request: worker_pb2.LoadModelRequest
     ) -> None:
-        log.info("load ordered", model=order.model, worker=order.worker_id, engine=order.engine)
+        log.info(
+            "load ordered", model=order.model, worker=order.worker_id, engine=order.engine, wake=order.wake
+        )
         began = self._loop.time()
         try:
             async for response in link.load(request):
@@ -220,10 +248,13 @@ class Keeper:
 
     def _succeeded(self, order: LoadOrder, epoch: int, seconds: float) -> None:
         log.info("loaded", model=order.model, worker=order.worker_id, seconds=round(seconds, 2))
-        self.residency.loaded(order, epoch)
-        self._history.loaded(order.model, seconds)
-        self._metrics.loads.labels("ready").inc()
-        self._metrics.load_seconds.observe(seconds)
+        self.residency.loaded(order, epoch, self._loop.time())
+        if order.wake:
+            self._metrics.loads.labels("awake").inc()
+        else:
+            self._history.loaded(order.model, seconds)
+            self._metrics.loads.labels("ready").inc()
+            self._metrics.load_seconds.observe(seconds)
         self.replan()
 
     def _failed(self, order: LoadOrder, error: FleetError) -> None:
@@ -242,6 +273,39 @@ class Keeper:
         self.residency.failed(order, error.reason_name, error.message, now)
         self._history.load_failed(order.model)
 
+    async def _evict(self, order: UnloadOrder, link: WorkerLink) -> None:
+        """Carries out an order to let go of a model; the worker refuses where it was used since."""
+        told = {"model": order.model, "worker": order.worker_id, "cause": order.cause}
+        request = worker_pb2.UnloadModelRequest(
+            model=order.model,
+            residency_epoch=order.epoch,
+            if_idle=True,
+            idle_ms=int(order.idle_s * 1000),
+            sleep=order.sleep,
+        )
+        try:
+            ended = await link.unload(request)
+        except FleetError as error:
+            log.info("eviction refused", **told, reason=error.reason_name, detail=error.message)
+            self.residency.kept(order, self._loop.time())
+        else:
+            slept = ended.stage == worker_pb2.UnloadModelResponse.STAGE_ASLEEP
+            log.info(
+                "put to sleep" if slept else "evicted",
+                **told,
+                wanted_for=order.for_model,
+                idle_s=round(order.idle_s, 3),
+                freed_bytes=ended.freed_bytes,
+            )
+            self._told_of_missing(order.worker_id, ended)
+            self.residency.unloaded(order)
+            self._metrics.evictions.labels("sleep" if slept else order.cause).inc()
+        self.replan()
+
+    def _told_of_missing(self, worker_id: str, ended: worker_pb2.UnloadModelResponse) -> None:
+        if ended.missing_bytes:
+            log.warning("memory did not come back", worker=worker_id, missing_bytes=ended.missing_bytes)
+
     async def _unload(self, host: Host, model: str, force: bool) -> model_loader_pb2.UnloadResponse:
         worker_id = host.facts.worker_id
         request = worker_pb2.UnloadModelRequest(
@@ -249,12 +313,14 @@ class Keeper:
         )
         self.residency.withhold(model, worker_id)
         try:
-            freed = await self._links[host.target].unload(request)
+            ended = await self._links[host.target].unload(request)
         except FleetError as error:
             self.residency.unhold(model, worker_id)
             return model_loader_pb2.UnloadResponse(worker_id=worker_id, failure=error.to_failure())
-        log.info("unloaded", model=model, worker=worker_id, freed_bytes=freed)
-        return model_loader_pb2.UnloadResponse(worker_id=worker_id, done=True, freed_bytes=freed)
+        log.info("unloaded", model=model, worker=worker_id, freed_bytes=ended.freed_bytes)
+        self._told_of_missing(worker_id, ended)
+        self._metrics.evictions.labels("operator").inc()
+        return model_loader_pb2.UnloadResponse(worker_id=worker_id, done=True, freed_bytes=ended.freed_bytes)
 
     def _residency(self, spec: common_pb2.ModelSpec) -> model_loader_pb2.ModelResidency:
         past = self._history.of(spec.name)
@@ -268,6 +334,7 @@ class Keeper:
                     residency_epoch=place.epoch,
                     memory_bytes=place.memory_bytes,
                     state=str(place.state),
+                    running=use.running if (use := host.uses.get(spec.name)) is not None else 0,
                 )
                 for host in self.residency.hosts.values()
                 if (place := host.places.get(spec.name)) is not None
@@ -281,6 +348,9 @@ class Keeper:
         for order, progress in self._loading.items():
             if order.model == spec.name:
                 residency.loading.CopyFrom(progress)
+        shortage = self.residency.shortages(self._loop.time()).get(spec.name)
+        if shortage is not None:
+            residency.wants_memory_bytes = shortage.bytes
         self._add_quarantine(residency, spec.name)
         return residency
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -27,6 +28,9 @@ class ModelLoaderMetrics(Collector):
             buckets=LOAD_BUCKETS,
             registry=registry,
         )
+        self.evictions = Counter(
+            "tokenfleet_model_loader_evictions", "Models let go of, by why", ["cause"], registry=registry
+        )
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
@@ -39,6 +43,14 @@ class ModelLoaderMetrics(Collector):
         for state in PlaceState:
             resident.add_metric([str(state)], sum(place.state is state for place in places))
         yield resident
+        wants = GaugeMetricFamily(
+            "tokenfleet_model_loader_wants_memory_bytes",
+            "Memory that a wanted model would take, where no worker has it to spare",
+            labels=["model", "engine"],
+        )
+        for model, shortage in self._residency.shortages(time.monotonic()).items():
+            wants.add_metric([model, shortage.engine], shortage.bytes)
+        yield wants
         connected = sum(host.connected for host in tuple(self._residency.hosts.values()))
         workers = GaugeMetricFamily("tokenfleet_model_loader_workers", "Workers that are followed")
         workers.add_metric([], connected)

@@ -38,7 +38,7 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
     def __init__(self, settings: ModelLoaderSettings) -> None:
         self._settings = settings
         self._history = History()
-        self._keeper = Keeper(settings.no_worker_timeout_s, self._history)
+        self._keeper = Keeper(settings.limits(), settings.eviction, self._history)
         self._workers = Discovery(settings.workers, self._keeper)
         self._catalog = model_loader_pb2.WatchCatalogResponse()
         self._catalog_changes = Changes()
@@ -91,7 +91,8 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
             flight = self._keeper.ensure(request.model, request.replicas, frozenset(request.excluded_workers))
         except FleetError as error:
             await abort(context, error)
-        async for response in flight.follow():
+        deadline_ms = request.context.deadline_ms
+        async for response in flight.follow(deadline_ms / 1000 if deadline_ms else None):
             yield response
 
     async def Unload(
@@ -153,8 +154,7 @@ class ModelLoaderService(model_loader_pb2_grpc.ModelLoaderServicer):
     def _recalled(self) -> None:
         """What a store kept, at the start or whenever it comes."""
         for name, past in self._history.models.items():
-            if past.pinned is not None:
-                self._keeper.pin(name, past.pinned)
+            self._keeper.recall(name, past)
         self._entries.refresh()
 
     def _open_store(self) -> HistoryKeeper | None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from tokenfleet.core.residency import Failure, HostFacts, Place, PlaceState
+from tokenfleet.core.residency import Failure, HostFacts, Place, PlaceState, SleepCosts
 from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError, from_rpc_error, reason_name
 from tokenfleet.runtime.following import StreamFollower
@@ -15,8 +15,9 @@ from tokenfleet.runtime.roles import WORKER
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import worker_pb2, worker_pb2_grpc
 
-# The loader reads changes of residency, which are told at once, and who is in use, which can wait.
-SAMPLE_INTERVAL_MS = 1000
+# Changes of residency are told at once. Who is in use may come a little later: a worker refuses to unload
+# what was used since.
+SAMPLE_INTERVAL_MS = 500
 
 _ACCEPTING = (worker_pb2.WORKER_STATE_STARTING, worker_pb2.WORKER_STATE_READY)
 _STATES = {
@@ -38,7 +39,7 @@ class WorkerLink:
         peer: Peer,
         *,
         described: Callable[[str, HostFacts], None],
-        used: Callable[[str], None],
+        used: Callable[[str, worker_pb2.LoadSample], None],
         lost: Callable[[str], None],
     ) -> None:
         self.target = peer.target
@@ -87,16 +88,16 @@ class WorkerLink:
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
 
-    async def unload(self, request: worker_pb2.UnloadModelRequest) -> int:
-        """Orders an unload; answers the bytes it freed. Raises FleetError."""
-        freed = 0
+    async def unload(self, request: worker_pb2.UnloadModelRequest) -> worker_pb2.UnloadModelResponse:
+        """Orders an unload; answers the worker's last word. Raises FleetError."""
+        last = worker_pb2.UnloadModelResponse()
         async with open_channel(self.target, WORKER) as channel:
             try:
                 async for response in worker_pb2_grpc.WorkerStub(channel).UnloadModel(request):
-                    freed = response.freed_bytes
+                    last = response
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
-        return freed
+        return last
 
     def _received(self, response: worker_pb2.WatchResponse) -> None:
         if self._left:
@@ -107,9 +108,8 @@ class WorkerLink:
             self._up, self._told_of_failure = True, False
             self._info = response.info
             self._described(self.target, _facts(response.info, self._peer))
-        for load in response.load.models:
-            if load.running:
-                self._used(load.model)
+        if response.HasField("load"):
+            self._used(self.target, response.load)
 
     def _broken(self, error: FleetError) -> None:
         if self._left:
@@ -139,6 +139,8 @@ def _place(held: worker_pb2.ResidentModel) -> Place:
         held.model,
         _STATES.get(held.state, PlaceState.LOADING),
         held.residency_epoch,
-        held.memory_bytes,
+        held.reserved_bytes or held.memory_bytes,
         Failure(reason_name(told.reason), told.message) if told is not None else None,
+        held.fingerprint.engine,
+        SleepCosts(held.sleep.asleep_bytes, held.sleep.wake_ms / 1000) if held.HasField("sleep") else None,
     )
