@@ -104,6 +104,8 @@ def confinement(all_: list[Object]) -> Iterator[str]:
             yield f"{where}: no seccomp profile"
         if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
             yield f"{where}: shares the host's namespaces"
+        if spec.get("shareProcessNamespace") is not True:
+            yield f"{where}: is deaf as process 1 when it is told to end while it starts"
         if spec.get("enableServiceLinks") is not False:
             yield f"{where}: enableServiceLinks puts unknown settings into the environment"
     for where, container in _containers(all_):

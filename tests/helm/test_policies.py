@@ -89,6 +89,7 @@ BREAKS: list[tuple[Rule, str, Callable[[list[Object]], Any]]] = [
     (pod_rules.confinement, "seccomp", lambda a: _drop(_spec(a)["securityContext"], "seccompProfile")),
     (pod_rules.confinement, "host", lambda a: _spec(a).update(hostNetwork=True)),
     (pod_rules.confinement, "links", lambda a: _drop(_spec(a), "enableServiceLinks")),
+    (pod_rules.confinement, "process 1", lambda a: _drop(_spec(a), "shareProcessNamespace")),
     (pod_rules.confinement, "privileged", lambda a: _container(a)["securityContext"].update(privileged=True)),
     (
         pod_rules.confinement,

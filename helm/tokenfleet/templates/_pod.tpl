@@ -46,6 +46,9 @@ serviceAccountName: {{ include "tokenfleet.name" (dict "root" .root "component" 
 automountServiceAccountToken: {{ include "tokenfleet.discovers" . }}
 # Kubernetes would put TOKENFLEET_…_PORT variables into the pod, and an unknown setting stops a service
 enableServiceLinks: false
+# process 1 does not hear a SIGTERM that it has no handler for yet: told to end while it starts, it would go on until
+# its whole grace is over
+shareProcessNamespace: true
 securityContext:
   runAsNonRoot: true
   runAsUser: {{ .root.Values.podSecurity.runAsUser }}
