@@ -80,6 +80,12 @@ def test_ids_behind_the_prompt_are_output_already(dialect: Dialect) -> None:
     assert len({asked(generated).seed for generated in range(20)}) == 20
 
 
+def test_penalties_on_earlier_output_go_on_behind_a_break() -> None:
+    asked = generation(generated=2, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={11: 2.0})
+    params = VllmDialect().request(asked, "r").sampling_params
+    assert dict(params.logit_bias) == {10: -0.75, 11: 1.25}
+
+
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda one: one.engine)
 def test_a_grammar_is_not_resumed_and_has_to_be_json(dialect: Dialect) -> None:
     with pytest.raises(FleetError, match="grammar's state") as error:

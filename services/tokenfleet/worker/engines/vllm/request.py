@@ -34,7 +34,7 @@ def sampling_of(generation: Generation) -> dict[str, Any]:
         told["seed"] = resumed_seed(sampling.seed, emitted)
     if sampling.HasField("logprobs"):
         told["logprobs"] = sampling.logprobs
-    if bias := _bias(generation):
+    if bias := bias_of(generation):
         told["logit_bias"] = bias
     told["ignore_eos"] = sampling.ignore_eos
     told["min_tokens"] = min(generation.max_tokens, max(0, sampling.min_tokens - emitted))
@@ -45,7 +45,7 @@ def sampling_of(generation: Generation) -> dict[str, Any]:
     return request
 
 
-def _bias(generation: Generation) -> list[tuple[int, float]]:
+def bias_of(generation: Generation) -> list[tuple[int, float]]:
     """Asked for, and what penalties on earlier output come to."""
     sampling = generation.sampling
     bias = dict(sampling.logit_bias.items())

@@ -23,6 +23,7 @@ from tokenfleet.worker.engines.remote.dialects.base import (
     or_neutral,
 )
 from tokenfleet.worker.engines.remote.server import Server
+from tokenfleet.worker.engines.vllm.request import bias_of
 
 _SEED_MASK = 0x7FFF_FFFF  # the service's seeds are signed, of 32 bits
 
@@ -47,7 +48,7 @@ class VllmDialect:
             max_tokens=generation.max_tokens,
             min_tokens=least_tokens(generation),
             ignore_eos=sampling.ignore_eos,
-            logit_bias=dict(sampling.logit_bias),
+            logit_bias=dict(bias_of(generation)),
             n=1,
         )
         if sampling.HasField("seed"):
