@@ -53,16 +53,15 @@ class SteppedCore:
     def submit(self, request: dict[str, Any]) -> None:
         key, ids = request["key"], request["ids"]
         try:
-            params = _params(request)
             made = self._engine.input_processor.process_inputs(
                 str(key),
                 {"type": "token", "prompt_token_ids": ids},
-                params,
+                _params(request),
                 self._client.get_supported_tasks(),
                 arrival_time=time.time(),
             )
             self._client.add_request(made)
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except Exception as error:  # vLLM's own kinds among them; nothing of it has reached the scheduler yet
             raise RefusedError("INVALID_ARGUMENT", str(error)) from error
         self._prefilling[key] = len(ids)
 
