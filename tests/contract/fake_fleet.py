@@ -99,6 +99,9 @@ def letters(name: str = "letters", **more: Any) -> common_pb2.ModelSpec:
 class Loader(model_loader_pb2_grpc.ModelLoaderServicer):
     def __init__(self, catalog: Sequence[common_pb2.ModelSpec]) -> None:
         self.catalog = catalog
+        self.progress: list[model_loader_pb2.EnsureLoadedResponse] = []
+        self.ordered: list[Any] = []
+        self.failure: FleetError | None = None  # of every order
 
     async def WatchCatalog(
         self, request: model_loader_pb2.WatchCatalogRequest, context: Any
@@ -111,7 +114,46 @@ class Loader(model_loader_pb2_grpc.ModelLoaderServicer):
     ) -> model_loader_pb2.ListResidencyResponse:
         places = [model_loader_pb2.ModelResidency.Place(worker_id="worker-0", state="ready")]
         residency = model_loader_pb2.ModelResidency(spec=common_pb2.ModelSpec(name="letters"), places=places)
-        return model_loader_pb2.ListResidencyResponse(models=[residency])
+        worker = model_loader_pb2.WorkerMemory(worker_id="worker-0", engines=["sim"], budget_bytes=100)
+        return model_loader_pb2.ListResidencyResponse(models=[residency], workers=[worker])
+
+    async def EnsureLoaded(
+        self, request: model_loader_pb2.EnsureLoadedRequest, context: Any
+    ) -> AsyncIterator[model_loader_pb2.EnsureLoadedResponse]:
+        await self._take(request, context)
+        ready = common_pb2.LoadProgress(model=request.model, stage=common_pb2.LoadProgress.STAGE_READY)
+        for response in [*self.progress, model_loader_pb2.EnsureLoadedResponse(progress=ready)]:
+            yield response
+
+    async def Unload(
+        self, request: model_loader_pb2.UnloadRequest, context: Any
+    ) -> AsyncIterator[model_loader_pb2.UnloadResponse]:
+        await self._take(request, context)
+        busy = common_pb2.Failure(reason=common_pb2.REASON_BUSY, message="2 sequences run on it")
+        yield model_loader_pb2.UnloadResponse(worker_id="worker-0", done=True, freed_bytes=7)
+        if not request.force:
+            yield model_loader_pb2.UnloadResponse(worker_id="worker-1", failure=busy)
+
+    async def Pin(self, request: model_loader_pb2.PinRequest, context: Any) -> model_loader_pb2.PinResponse:
+        await self._take(request, context)
+        return model_loader_pb2.PinResponse(pinned=request.pinned)
+
+    async def AddModel(
+        self, request: model_loader_pb2.AddModelRequest, context: Any
+    ) -> model_loader_pb2.AddModelResponse:
+        await self._take(request, context)
+        return model_loader_pb2.AddModelResponse(spec=letters("added", source="file:///x.gguf"))
+
+    async def RemoveModel(
+        self, request: model_loader_pb2.RemoveModelRequest, context: Any
+    ) -> model_loader_pb2.RemoveModelResponse:
+        await self._take(request, context)
+        return model_loader_pb2.RemoveModelResponse(revision=2)
+
+    async def _take(self, request: Any, context: Any) -> None:
+        self.ordered.append(request)
+        if self.failure is not None:
+            await abort(context, self.failure)
 
 
 class Handler:
@@ -290,6 +332,7 @@ class FakeFleet:
     tokenizer: Tokenizer
     router: Router
     workers: list[Worker]
+    loader: Loader
 
     async def idle(self) -> None:
         """Until nothing is left of any request: in the gateway, with the router, on the workers."""
@@ -319,7 +362,7 @@ async def gateway_on_fakes(
     """A real gateway, in this process, on a fake fleet; `trusted` is its authority where it has TLS."""
     links = LinkServer()
     tokenizer, router = Tokenizer(links), Router(links)  # type: ignore[abstract]
-    loader = Loader(catalog or [letters()])  # type: ignore[abstract]
+    loader = Loader(catalog or [letters()])
 
     def register(server: Any) -> None:
         tokenizer_pb2_grpc.add_TokenizerServicer_to_server(tokenizer, server)
@@ -354,7 +397,7 @@ async def gateway_on_fakes(
     async with httpx.AsyncClient(base_url=url, timeout=10, event_hooks=hooks, verify=verify) as client:
         grpc = f"127.0.0.1:{service.grpc_port}"
         try:
-            yield FakeFleet(client, url, grpc, lifecycle, tokenizer, router, router.workers)
+            yield FakeFleet(client, url, grpc, lifecycle, tokenizer, router, router.workers, loader)
         finally:
             lifecycle.stopping.set()
             await serving

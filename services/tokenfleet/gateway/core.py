@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from tokenfleet.gateway.api_keys.keyring import Keyring
 from tokenfleet.gateway.fallback import Fallback, ModelUnavailable, with_fallback
 from tokenfleet.gateway.generator import Generator
+from tokenfleet.gateway.loader_client import LoaderClient
 from tokenfleet.gateway.metrics import GatewayMetrics
 from tokenfleet.gateway.sequence import Generation, Sequence
 from tokenfleet.gateway.settings import GatewaySettings
@@ -60,9 +61,11 @@ class Gateway:
         *,
         keys: Keyring,
         zone: OwnZone,
+        loader: LoaderClient,
     ) -> None:
         self.settings = settings
         self.keys = keys
+        self.loader = loader
         self.catalog = catalog
         self.metrics = metrics
         self.writes = writes

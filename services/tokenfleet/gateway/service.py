@@ -29,6 +29,7 @@ from tokenfleet.gateway.http.guard import Rules
 from tokenfleet.gateway.http.headers import Origins
 from tokenfleet.gateway.http.limits import Limits
 from tokenfleet.gateway.http.websocket_connection import websocket_class
+from tokenfleet.gateway.loader_client import LoaderClient
 from tokenfleet.gateway.metrics import GatewayMetrics
 from tokenfleet.gateway.router_client import RouterClient
 from tokenfleet.gateway.settings import GatewaySettings
@@ -76,6 +77,7 @@ class GatewayService:
         self._workers = WorkerLinks(metrics, writes, gateway_id, frames=settings.frames)
         generator = Generator(self._router, self._workers, metrics, settings.max_attempts)
         self._keys = _keyring(settings)
+        self._loader = LoaderClient(settings.loader)
         self._edge = edge_tls(settings)
         self._gateway = Gateway(
             settings,
@@ -86,6 +88,7 @@ class GatewayService:
             writes,
             keys=self._keys,
             zone=self._zone,
+            loader=self._loader,
         )
         self._inference = InferenceServer(self._gateway)
         self._stopping = False
@@ -130,7 +133,7 @@ class GatewayService:
         await asyncio.gather(self._tokenizers.stop(), self._router.stop(), self._workers.close())
         if self._edge is not None:
             await self._edge.stop()
-        await asyncio.gather(self._catalog.stop(), self._keys.stop())
+        await asyncio.gather(self._catalog.stop(), self._keys.stop(), self._loader.stop())
 
     def ready(self) -> dict[str, bool]:
         """What a request needs, part by part."""

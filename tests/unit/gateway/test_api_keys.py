@@ -107,7 +107,7 @@ GOOD = {"id": "a", "sha256": "0" * 64, "tenant": "acme"}
         ("[]", "expected an object"),
         (GOOD | {"sha256": "tfk_the-key-itself"}, "sha256: expected the 64"),
         (GOOD | {"sha256": "A" * 64}, "lower-case"),
-        (GOOD | {"key": "tfk_the-key-itself"}, "key: unknown field; there are expires, id"),
+        (GOOD | {"key": "tfk_the-key-itself"}, "key: unknown field; there are admin, expires, id"),
         ({"id": "a", "sha256": "0" * 64}, "tenant: is missing"),
         (GOOD | {"tenant": "two words"}, "tenant: expected 1 to 128 letters"),
         (GOOD | {"tenant": ""}, "tenant: expected"),
@@ -115,6 +115,7 @@ GOOD = {"id": "a", "sha256": "0" * 64, "tenant": "acme"}
         (GOOD | {"priority": "urgent"}, "priority: expected one of interactive, standard, batch"),
         (GOOD | {"expires": "soon"}, "expires: expected a date"),
         (GOOD | {"expires": 5}, "expires: expected a date"),
+        (GOOD | {"admin": "yes"}, "admin: expected true or false"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number_and_not_with_its_secret(

@@ -29,6 +29,7 @@ class Caller:
     tenant: str = "default"
     ceiling: pb.Priority.ValueType = pb.PRIORITY_INTERACTIVE
     digest: str = ""  # of the key by which we know
+    admin: bool = False  # may administer the fleet's models
 
     def priority(self, wanted: pb.Priority.ValueType = pb.PRIORITY_STANDARD) -> pb.Priority.ValueType:
         """The wanted class, or the highest that this caller may have."""
@@ -113,7 +114,7 @@ class Keyring:
 
 def _entry(key: ApiKey) -> _Entry:
     expires_at = key.expires.timestamp() if key.expires is not None else float("inf")
-    return _Entry(Caller(key.tenant, key.ceiling, key.sha256), expires_at)
+    return _Entry(Caller(key.tenant, key.ceiling, key.sha256, key.admin), expires_at)
 
 
 def _unauthenticated(message: str) -> FleetError:

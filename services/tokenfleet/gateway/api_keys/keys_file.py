@@ -32,7 +32,7 @@ PRIORITIES = {
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_FIELDS = frozenset({"id", "sha256", "tenant", "priority", "expires"})
+_FIELDS = frozenset({"id", "sha256", "tenant", "priority", "expires", "admin"})
 
 
 class KeysFileError(Exception):
@@ -52,14 +52,17 @@ class ApiKey:
     tenant: str
     ceiling: pb.Priority.ValueType = pb.PRIORITY_INTERACTIVE
     expires: datetime | None = None
+    admin: bool = False  # may administer the fleet's models
 
     def line(self) -> str:
         """The key's line in the file."""
-        fields: dict[str, str] = {"id": self.id, "sha256": self.sha256, "tenant": self.tenant}
+        fields: dict[str, str | bool] = {"id": self.id, "sha256": self.sha256, "tenant": self.tenant}
         if self.ceiling != pb.PRIORITY_INTERACTIVE:
             fields["priority"] = next(name for name, value in PRIORITIES.items() if value == self.ceiling)
         if self.expires is not None:
             fields["expires"] = self.expires.isoformat()
+        if self.admin:
+            fields["admin"] = True
         return json.dumps(fields)
 
 
@@ -120,6 +123,7 @@ def parse_line(line: str) -> ApiKey:
         tenant=_name(fields, "tenant"),
         ceiling=ceiling_of(fields.get("priority", "interactive")),
         expires=None if "expires" not in fields else expiry_of(fields["expires"]),
+        admin=_flag(fields, "admin"),
     )
 
 
@@ -148,6 +152,13 @@ def _name(fields: dict[str, Any], field: str) -> str:
     if field not in fields:
         raise ValueError(f"{field}: is missing")
     return name_of(fields[field], field)
+
+
+def _flag(fields: dict[str, Any], field: str) -> bool:
+    value = fields.get(field, False)
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{field}: expected true or false")
 
 
 def _sha256(fields: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tokenfleet.gateway.core import Gateway
+from tokenfleet.gateway.http.admin import PREFIX as ADMIN
+from tokenfleet.gateway.http.admin import AdminEndpoints, check_admin
 from tokenfleet.gateway.http.completions import CompletionEndpoint, Receive
 from tokenfleet.gateway.http.errors import HttpError, error_body, error_code, error_headers, status_of
 from tokenfleet.gateway.http.guard import SCOPE_KEY, Rules
@@ -74,6 +76,8 @@ class HttpApp:
         if path not in OPEN_PATHS:
             try:
                 scope[CALLER_KEY] = self._keys.admit(fields.get(AUTHORIZATION))
+                if path.startswith(ADMIN):
+                    check_admin(scope[CALLER_KEY], scope, fields, rules.origins)
             except FleetError as error:
                 await _turn_away(error, rules, fields, send)
                 return
@@ -163,6 +167,7 @@ def _starlette(
         Route("/openapi.json", openapi),
         Route(SOCKET_PATH, only_websocket),
         *TokenizeEndpoints(gateway).routes(),
+        *AdminEndpoints(gateway, gateway.loader).routes(),
         *(Route(path, taken_before, methods=["POST"]) for path in hot_paths),
     ]
     handlers = {

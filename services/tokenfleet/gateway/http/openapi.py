@@ -16,8 +16,9 @@ from pydantic import TypeAdapter
 
 from tokenfleet import __version__
 from tokenfleet.gateway.http import openapi_answers as answers
+from tokenfleet.gateway.http.admin import AddRequest, LoadRequest, PinRequest, RemoveRequest, UnloadRequest
 from tokenfleet.gateway.http.headers import MAX_REQUEST_ID_CHARS
-from tokenfleet.gateway.http.openapi_prose import API, GENERATION, REFUSALS, SOCKET, STREAM, TOKENS
+from tokenfleet.gateway.http.openapi_prose import ADMIN, API, GENERATION, REFUSALS, SOCKET, STREAM, TOKENS
 from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest
 from tokenfleet.gateway.http.tokenize import DetokenizeRequest, TokenizeRequest
 from tokenfleet.gateway.urgency import PRIORITIES
@@ -31,6 +32,7 @@ REFERENCE = "#/components/schemas/{model}"
 # What the connection itself may say to any request, before anything looks at what it asks for.
 ANY = (400, 408, 413, 414, 415, 431, 503)
 WORK = (*ANY, 401, 403, 404, 429, 500, 504)
+MANAGE = (*ANY, 401, 403, 404, 409, 500)
 
 
 @dataclass(slots=True, frozen=True)
@@ -131,6 +133,24 @@ OPERATIONS: dict[Route, Operation] = {
     ("POST", "/detokenize"): Operation(
         "Turn token ids back into text", answers.Text, DetokenizeRequest, None, WORK
     ),
+    ("GET", "/admin/models"): Operation(
+        "Show where models are loaded", answers.ManagedModels, refusals=MANAGE, description=ADMIN
+    ),
+    ("POST", "/admin/models"): Operation(
+        "Add a model to the catalog", answers.Added, AddRequest, refusals=MANAGE, description=ADMIN
+    ),
+    ("POST", "/admin/models/load"): Operation(
+        "Load a model", answers.LoadProgress, LoadRequest, answers.LoadProgress, MANAGE, ADMIN
+    ),
+    ("POST", "/admin/models/unload"): Operation(
+        "Unload a model", answers.UnloadResult, UnloadRequest, refusals=MANAGE, description=ADMIN
+    ),
+    ("POST", "/admin/models/pin"): Operation(
+        "Pin or unpin a model", answers.Pinned, PinRequest, refusals=MANAGE, description=ADMIN
+    ),
+    ("POST", "/admin/models/remove"): Operation(
+        "Remove a model that was added", answers.Removed, RemoveRequest, refusals=MANAGE, description=ADMIN
+    ),
     ("GET", "/v1/stream"): Operation(
         "Open a WebSocket for many requests at once",
         status=101,
@@ -196,7 +216,11 @@ def _kinds(operation: Operation) -> list[Any]:
 def _operation(operation: Operation, shapes: _Shapes) -> Json:
     described: Json = {
         "summary": operation.summary,
-        "parameters": [REQUEST_ID, *operation.parameters, *([TIMEOUT] if operation.body else [])],
+        "parameters": [
+            REQUEST_ID,
+            *operation.parameters,
+            *([TIMEOUT] if operation.body and operation.refusals is WORK else []),
+        ],
         "responses": _responses(operation, shapes),
     }
     if operation.open:
@@ -218,7 +242,7 @@ def _responses(operation: Operation, shapes: _Shapes) -> Json:
         content[operation.content_type] = {"schema": shapes.of(operation.answer)}
     if operation.events is not None:
         payload = {"anyOf": [shapes.of(operation.events), shapes.of(answers.Error)]}
-        content[EVENTS] = {"schema": {"type": "string", "description": STREAM}, "x-event": payload}
+        content[EVENTS] = {"schema": {"description": STREAM}, "x-event": payload}
     responses[f"{operation.status}"] = _response(operation.summary, content)
     for status, kind in operation.other.items():
         shape = {"anyOf": [shapes.of(kind), shapes.of(answers.Error)]}

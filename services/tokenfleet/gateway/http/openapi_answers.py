@@ -254,6 +254,109 @@ class Readiness(TypedDict):
 
 
 @CLOSED
+class LoadProgress(TypedDict):
+    """Bytes are 0 where they mean nothing; `stage` ends with ready."""
+
+    model: str
+    stage: Literal[
+        "unspecified", "queued", "fetching", "verifying", "starting_engine", "warming_up", "ready", "failed"
+    ]
+    bytes_done: int
+    bytes_total: int
+    eta_s: float | None  # null: not known
+    worker_id: str
+
+
+@CLOSED
+class Failure(TypedDict):
+    reason: str  # stable
+    message: str
+    retry_after_s: float
+
+
+@CLOSED
+class Place(TypedDict):
+    worker_id: str
+    worker: str
+    zone: str
+    state: Literal["loading", "ready", "unloading", "asleep", "failed"]
+    memory_bytes: int
+    running: int  # sequences
+
+
+@CLOSED
+class ManagedModel(TypedDict):
+    """`wants_memory_bytes` is not 0 while it is wanted and no worker has that much for it."""
+
+    name: str
+    source: str
+    context_length: int
+    policy: Literal["unspecified", "warm", "lazy"]
+    engines: list[str]
+    fallback: str
+    added: bool  # not by the catalog file
+    pinned: bool
+    places: list[Place]
+    loading: LoadProgress | None
+    quarantine: Failure | None  # why it is not tried again yet
+    last_used_unix_s: float | None
+    loads: int
+    failures: int
+    last_load_s: float | None
+    wants_memory_bytes: int
+
+
+@CLOSED
+class WorkerMemory(TypedDict):
+    worker_id: str
+    worker: str
+    zone: str
+    engines: list[str]
+    budget_bytes: int  # 0: not known
+    taken_bytes: int
+
+
+@CLOSED
+class ManagedModels(TypedDict):
+    models: list[ManagedModel]
+    workers: list[WorkerMemory]
+
+
+@CLOSED
+class Unloaded(TypedDict):
+    worker_id: str
+    done: bool
+    freed_bytes: int
+    failure: Failure | None
+
+
+@CLOSED
+class UnloadResult(TypedDict):
+    """What became of it on each worker that held it."""
+
+    model: str
+    workers: list[Unloaded]
+
+
+@CLOSED
+class Pinned(TypedDict):
+    model: str
+    pinned: bool
+
+
+@CLOSED
+class Added(TypedDict):
+    model: str
+    source: str
+
+
+@CLOSED
+class Removed(TypedDict):
+    model: str
+    removed: Literal[True]
+
+
+@CLOSED
 class SocketCancel(TypedDict):
     """Ends a request that is running on this socket; one that has ended just now is no error."""
 

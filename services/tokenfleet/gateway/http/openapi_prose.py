@@ -61,12 +61,20 @@ SOCKET = _flowing(
     """
 )
 
+ADMIN = _flowing(
+    """
+    For operators. With API keys it takes one whose line in the keys file has `"admin": true`; without, it is
+    served to the gateway's own machine only.
+    """
+)
+
 REFUSALS = {
     400: "The request cannot be served as it is: the message says what to change.",
     401: "No API key, or one that is not known (where the gateway asks for keys).",
     403: "This key, or this web page, may not do that.",
-    404: "There is no such model.",
+    404: "There is no such model, or not where it was said to be.",
     408: "The rest of the request did not arrive in time.",
+    409: "Sequences run on it: wait for them, or ask with `force`.",
     413: "The body is too large.",
     414: "The URL is too long.",
     415: "The body is compressed, which is not taken.",
