@@ -142,7 +142,7 @@ class Loader(model_loader_pb2_grpc.ModelLoaderServicer):
         self, request: model_loader_pb2.AddModelRequest, context: Any
     ) -> model_loader_pb2.AddModelResponse:
         await self._take(request, context)
-        return model_loader_pb2.AddModelResponse(spec=letters("added", source="file:///x.gguf"))
+        return model_loader_pb2.AddModelResponse(spec=self.catalog[0])
 
     async def RemoveModel(
         self, request: model_loader_pb2.RemoveModelRequest, context: Any

@@ -98,7 +98,7 @@ async def test_orders_reach_the_loader_as_they_were_given() -> None:
             "freed_bytes": 7,
             "failure": None,
         }
-        assert added == {"model": "added", "source": "file:///x.gguf"}
+        assert added == {"model": "letters", "source": ""}
 
 
 async def test_each_worker_says_for_itself_why_it_did_not_unload() -> None:

@@ -130,7 +130,7 @@ async def test_a_stream_shows_how_far_the_load_is_and_only_then_who_answers() ->
             assert seen == ": letters: fetching 80 % (80 of 100 bytes, 12 s left)\n\n"
             decide(fleet, failure=BROKEN)
             rest = "".join([part async for part in parts])
-        assert rest.startswith(": letters cannot be had (load_failed): second answers\n\n")
+        assert rest.startswith(": fallback: letters cannot be had (load_failed): second answers\n\n")
         assert '"model":"second"' in rest
         assert '"model":"letters"' not in rest
         assert rest.endswith("data: [DONE]\n\n")

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from tokenfleet.cli import keys
+from tokenfleet.cli import keys, models_app
 from tokenfleet.cli.errors import CliError
+from tokenfleet.cli.options import ApiKey, Json, Port, Url
 
 # Paragraphs after the first keep their line breaks: they have to fit into a terminal of 80 columns.
 _HELP = """
@@ -96,28 +97,6 @@ empty line it leaves, as Ctrl-D and /quit do. /help lists the commands.
 Only the answer goes to stdout; the line of figures goes to stderr.
 """
 
-_MODELS_HELP = """
-List the models, their context, and where they are loaded.
-
-A warm model is loaded when the fleet starts, a lazy one by its first
-request. The context is the longest prompt plus answer, in tokens.
-
-[bold]Examples[/bold]
-  tokenfleet models                                the fleet on this machine
-  tokenfleet models --json | jq '.models[].name'   for programs
-  tokenfleet models --url http://10.0.0.7:8080     a fleet elsewhere
-"""
-
-Url = Annotated[
-    str,
-    typer.Option(
-        envvar="TOKENFLEET_URL", help="Base address of a gateway elsewhere, such as http://10.0.0.7:8080."
-    ),
-]
-ApiKey = Annotated[
-    str,
-    typer.Option(envvar="TOKENFLEET_API_KEY", help="API key, where the fleet wants one.", show_default=False),
-]
 _QUANTIZE_HELP = """
 Make a smaller file or folder of the same model.
 
@@ -131,11 +110,6 @@ names appears only when it is whole. --list shows the methods.
   tokenfleet quantize smollm2-135m-instruct small.gguf --method q8_0 --check
   tokenfleet quantize models/llama-8b llama-8b-w4a16 --method w4a16
 """
-
-Port = Annotated[
-    int | None, typer.Option(help="HTTP port of the fleet meant, where several run here.", min=1, max=65535)
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 app = typer.Typer(
     name="tokenfleet",
@@ -274,22 +248,6 @@ def chat(
     )
 
 
-@app.command(help=_MODELS_HELP)
-def models(
-    *,
-    url: Url = "",
-    port: Port = None,
-    loader: Annotated[
-        str, typer.Option(help="host:port of a model-loader's gRPC, for a fleet elsewhere.")
-    ] = "",
-    api_key: ApiKey = "",
-    as_json: Json = False,
-) -> None:
-    from tokenfleet.cli.models import show_models
-
-    show_models(port=port, url=url, loader=loader, api_key=api_key, as_json=as_json)
-
-
 @app.command(help=_STATUS_HELP)
 def status(
     *,
@@ -357,6 +315,7 @@ def quantize(
     run_quantize(QuantizeOptions(source, output, method, catalog, group_size, iterations, check, force))
 
 
+app.add_typer(models_app.app)
 app.add_typer(keys.app)
 
 

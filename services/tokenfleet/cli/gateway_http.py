@@ -35,13 +35,26 @@ class GatewayError(CliError):
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How far a model's load has come. `stage` is for people, bytes are 0 where they mean nothing."""
+
+    model: str
+    stage: str
+    done: int = 0
+    total: int = 0
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Event:
     """One thing that a streamed answer brought; what it did not bring is empty."""
 
     text: str = ""
     tokens: int = 0
     finish_reason: str = ""
-    loading: str = ""  # how far the model's load has come, for people
+    loading: Loading | None = None
+    fallback: str = ""  # that another model answers, for people
+    model: str = ""  # who answers
     answer_id: str = ""
     usage: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 0  # how many worked on it, one after the other; told at the end
@@ -80,6 +93,22 @@ class GatewayHttp:
         with self._call("POST", "/v1/chat/completions", {**body, "stream": True}) as response:
             yield self._events(response)
 
+    def order(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What an admin endpoint answers. Raises GatewayError."""
+        with self._call(method, path, body) as response, self._in_words():
+            return _decoded(response.read())
+
+    def load(self, body: Mapping[str, Any]) -> Iterator[Loading]:
+        """Orders a load and follows it to its end. Raises GatewayError when it fails."""
+        with self._call("POST", "/admin/models/load", {**body, "stream": True}) as response:
+            while raw := self._line(response):
+                line = raw.rstrip(b"\r\n")
+                if line == b"data: [DONE]":
+                    return
+                if line.startswith(b"data:"):
+                    yield _loading(_decoded(line[5:]))
+        raise GatewayError("the gateway broke off; the load goes on", code="stream_broken")
+
     @contextmanager
     def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
@@ -116,10 +145,13 @@ class GatewayHttp:
         return http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_TIMEOUT_S)
 
     def _events(self, response: http.client.HTTPResponse) -> Iterator[Event]:
+        reason = response.getheader("X-Tokenfleet-Fallback")
+        if reason:
+            yield Event(fallback=f"the model cannot be had ({reason}): another answers")
         while raw := self._line(response):
             line = raw.rstrip(b"\r\n")
             if line.startswith(b":"):
-                yield Event(loading=line[1:].decode(errors="replace").strip())
+                yield _remark(line[1:].decode(errors="replace").strip())
             elif line == b"data: [DONE]":
                 return
             elif line.startswith(b"data:"):
@@ -129,6 +161,40 @@ class GatewayHttp:
     def _line(self, response: http.client.HTTPResponse) -> bytes:
         with self._in_words():
             return response.readline()
+
+
+_FALLBACK = "fallback: "
+# As the gateway writes it: `model: fetching 40 % (40 of 100 bytes, 12 s left)`.
+_PROGRESS = re.compile(
+    r"(?P<model>.*): (?P<stage>[a-z ]+?)(?: \d+ %)?"
+    r"(?: \((?:(?P<done>\d+) of (?P<total>\d+) bytes)?(?:, )?(?:(?P<eta>\d+) s left)?\))?"
+)
+
+
+def _remark(text: str) -> Event:
+    """A comment: how far a load has come, or that another model answers."""
+    if text.startswith(_FALLBACK):
+        return Event(fallback=text.removeprefix(_FALLBACK))
+    found = _PROGRESS.fullmatch(text)
+    if found is None:
+        return Event()
+    eta_s = float(found["eta"]) if found["eta"] else None
+    loading = Loading(
+        found["model"], found["stage"], int(found["done"] or 0), int(found["total"] or 0), eta_s
+    )
+    return Event(loading=loading)
+
+
+def _loading(step: dict[str, Any]) -> Loading:
+    if "error" in step:
+        raise _error(step)
+    return Loading(
+        model=str(step.get("model")),
+        stage=str(step.get("stage")).replace("_", " "),
+        done=int(step.get("bytes_done") or 0),
+        total=int(step.get("bytes_total") or 0),
+        eta_s=step.get("eta_s"),
+    )
 
 
 def _event(frame: dict[str, Any]) -> Event:
@@ -141,6 +207,7 @@ def _event(frame: dict[str, Any]) -> Event:
         tokens=len(choice.get("token_ids") or ()),
         finish_reason=choice.get("finish_reason") or "",
         answer_id=frame.get("id") or "",
+        model=frame.get("model") or "",
         usage=frame.get("usage") or {},
         workers=len(attempts[0]),
     )
@@ -154,6 +221,8 @@ def _refusal(response: http.client.HTTPResponse) -> GatewayError:
         return GatewayError(f"HTTP {response.status} {response.reason}", code=str(response.status))
     if response.status == 401:
         return GatewayError(f"{error} (give it with --api-key, or in TOKENFLEET_API_KEY)", code=error.code)
+    if response.status == 403 and error.code == "permission_denied":
+        return GatewayError(f"{error} (an admin key goes with --api-key)", code=error.code)
     after = response.getheader("Retry-After")
     return GatewayError(f"{error} (try again in {after} s)", code=error.code) if after else error
 

@@ -20,6 +20,7 @@ that the gateway reads (--api-keys-file), which takes effect within seconds.
   tokenfleet keys new --tenant acme
   tokenfleet keys new --tenant acme --priority batch --expires 2027-01-31
   tokenfleet keys new --tenant acme --append-to keys.jsonl
+  tokenfleet keys new --tenant ops --admin
 """
 
 app = typer.Typer(
@@ -47,6 +48,9 @@ def new(
         str,
         typer.Option(help="When it ends: 2027-01-31 means at its beginning, in UTC.", show_default="never"),
     ] = "",
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It may manage the fleet's models too: tokenfleet models load.")
+    ] = False,
     append_to: Annotated[
         str, typer.Option(help="Keys file to append the line to; it is made when there is none.")
     ] = "",
@@ -61,6 +65,7 @@ def new(
             tenant=keys_file.name_of(tenant, "tenant"),
             ceiling=keys_file.ceiling_of(priority),
             expires=keys_file.expiry_of(expires) if expires else None,
+            admin=admin,
         )
     except ValueError as error:
         raise CliError(f"--{error}") from error

@@ -55,6 +55,8 @@ class ModelRow:
     context_length: int = 0  # tokens
     places: dict[str, str] = field(default_factory=dict)  # state by worker
     memory_bytes: int = 0
+    pinned: bool = False
+    wants_memory_bytes: int = 0  # it is wanted, and no worker has so much for it
     loading: str = ""
     error: str = ""
 
@@ -190,6 +192,8 @@ def model_row(residency: model_loader_pb2.ModelResidency) -> ModelRow:
         context_length=spec.context_length,
         places={place.worker_name or place.worker_id: place.state for place in residency.places},
         memory_bytes=sum(place.memory_bytes for place in residency.places),
+        pinned=residency.pinned,
+        wants_memory_bytes=residency.wants_memory_bytes,
         loading=_lower(type(loading).Stage.Name(loading.stage)) if residency.HasField("loading") else "",
         error=residency.quarantine.message,
     )

@@ -98,8 +98,12 @@ def model_table(rows: Sequence[ModelRow], *, knows_places: bool = True) -> Table
 
 
 def _remark(row: ModelRow) -> str:
+    if row.wants_memory_bytes:
+        return f"wants {_bytes(row.wants_memory_bytes)}, which no worker has: add one, or unload a model"
     if row.error or row.loading:
         return row.error or row.loading
+    if row.pinned and row.policy == "lazy":
+        return "pinned"
     return "loads with its first request" if row.policy == "lazy" and not row.places else ""
 
 

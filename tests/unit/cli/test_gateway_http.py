@@ -12,7 +12,9 @@ from tokenfleet.cli.chat.answer import Answer, receive
 from tokenfleet.cli.chat.session import Session, choose_model
 from tokenfleet.cli.chat.terminal import printable
 from tokenfleet.cli.errors import CliError
-from tokenfleet.cli.gateway_http import Event, GatewayError, GatewayHttp
+from tokenfleet.cli.gateway_http import Event, GatewayError, GatewayHttp, Loading
+from tokenfleet.gateway.http.sinks import progress_text
+from tokenfleet.v1 import common_pb2
 
 
 class Scripted(ThreadingHTTPServer):
@@ -109,7 +111,7 @@ def test_a_streamed_answer_is_put_together_with_its_figures() -> None:
         session = Session(GatewayHttp(server.address), "sim", "Be brief.", {"max_tokens": 9})
         answer = session.ask("Hi", shown.append)
     assert (answer.text, answer.finish_reason, answer.tokens, answer.answer_id) == ("Hello", "stop", 3, "a1")
-    assert shown[0].loading == "sim: fetching 40 %"
+    assert shown[0].loading == Loading("sim", "fetching")
     assert answer.workers == 2
     path, _, body = server.asked[0]
     asked = json.loads(body)
@@ -117,6 +119,53 @@ def test_a_streamed_answer_is_put_together_with_its_figures() -> None:
     assert [each["role"] for each in asked["messages"]] == ["system", "user"]
     assert (asked["stream"], asked["max_tokens"]) == (True, 9)
     assert [turn["content"] for turn in session.turns] == ["Hi", "Hello"]
+
+
+def events_of(stream: bytes, **headers: str) -> list[Event]:
+    with (
+        scripted(200, stream, **headers) as server,
+        GatewayHttp(server.address).chat({"model": "m"}) as events,
+    ):
+        return list(events)
+
+
+@pytest.mark.parametrize(
+    ("comment", "event"),
+    [
+        ("a:b: queued", Event(loading=Loading("a:b", "queued"))),
+        ("m: fetching 40 % (40 of 100 bytes)", Event(loading=Loading("m", "fetching", 40, 100))),
+        (
+            "m: fetching 40 % (40 of 100 bytes, 12 s left)",
+            Event(loading=Loading("m", "fetching", 40, 100, 12.0)),
+        ),
+        ("m: starting engine (3 s left)", Event(loading=Loading("m", "starting engine", eta_s=3.0))),
+        ("who knows", Event()),
+        (
+            "fallback: m cannot be had (no_worker): n answers",
+            Event(fallback="m cannot be had (no_worker): n answers"),
+        ),
+    ],
+)
+def test_comments_tell_of_loads_and_fallbacks(comment: str, event: Event) -> None:
+    assert events_of(f": {comment}\n\ndata: [DONE]\n\n".encode()) == [event]
+
+
+def test_the_gateways_own_comments_are_understood() -> None:
+    progress = common_pb2.LoadProgress(
+        model="m", stage=common_pb2.LoadProgress.STAGE_FETCHING, bytes_done=4, bytes_total=9, eta_ms=3000
+    )
+    seen = events_of(f": {progress_text(progress)}\n\ndata: [DONE]\n\n".encode())
+    assert seen == [Event(loading=Loading("m", "fetching", 4, 9, 3.0))]
+
+
+def test_a_header_tells_that_another_model_answers() -> None:
+    answer = Answer(model="m")
+    frame = b'data: {"model": "n", "choices": [{"delta": {"content": "x"}}]}\n\ndata: [DONE]\n\n'
+    for event in events_of(frame, X_Tokenfleet_Fallback="load_failed"):
+        answer.add(event, 1.0)
+    assert answer.model == "n"
+    assert "load_failed" in answer.fallback
+    assert "answered by n instead" in answer.summary()
 
 
 def test_speed_is_measured_between_tokens_and_not_from_the_question() -> None:

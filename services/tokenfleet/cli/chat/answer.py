@@ -30,6 +30,7 @@ class Answer:
     between_s: float = 0.0  # from the first text to the latest
     streamed_tokens: int = 0
     first_tokens: int = 0  # in the message that brought the first text
+    fallback: str = ""  # why another model than the wanted one answered, for people
 
     @property
     def tokens(self) -> int:
@@ -45,6 +46,8 @@ class Answer:
     def add(self, event: Event, after_s: float) -> None:
         """Takes what arrived `after_s` seconds after the question was sent."""
         self.answer_id = event.answer_id or self.answer_id
+        self.model = event.model or self.model
+        self.fallback = event.fallback or self.fallback
         self.finish_reason = event.finish_reason or self.finish_reason
         self.usage = event.usage or self.usage
         self.workers = event.workers or self.workers
@@ -69,6 +72,8 @@ class Answer:
             parts.append(f"{speed:.1f} tokens/s")
         if self.finish_reason == "length":
             parts.append("cut at the token limit")
+        if self.fallback:
+            parts.append(f"answered by {self.model} instead")
         if self.workers > 1:
             parts.append(f"survived {self.workers - 1} lost worker{'s' if self.workers > 2 else ''}")
         return " · ".join(parts)

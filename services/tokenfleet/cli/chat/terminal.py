@@ -11,10 +11,9 @@ import io
 import sys
 import unicodedata
 
-from rich.status import Status
-
 from tokenfleet.cli.console import plain_or_coloured
 from tokenfleet.cli.gateway_http import Event
+from tokenfleet.cli.load_bar import LoadBar
 
 
 class Terminal:
@@ -25,8 +24,7 @@ class Terminal:
         self.interactive = sys.stdin is not None and sys.stdin.isatty()
         self._notes = plain_or_coloured(stderr=True)
         self._raw = not sys.stdout.isatty()
-        self._status: Status | None = None
-        self._told = ""
+        self._bar = LoadBar(self._notes)
         self._in_line = False
 
     def note(self, text: str, style: str = "dim") -> None:
@@ -36,9 +34,12 @@ class Terminal:
     def show(self, event: Event) -> None:
         """A piece of the answer, or how far its model has been loaded."""
         if event.loading:
-            self._show_loading(event.loading)
+            self._bar.show(event.loading)
+        elif event.fallback:
+            self._bar.end()
+            self.note(event.fallback, style="yellow")
         elif event.text:
-            self.quiet_status()
+            self._bar.end()
             text = event.text if self._raw else printable(event.text)
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -47,20 +48,15 @@ class Terminal:
     def show_loading_only(self, event: Event) -> None:
         """For answers that are wanted in one piece."""
         if event.loading:
-            self._show_loading(event.loading)
+            self._bar.show(event.loading)
         elif event.text:
-            self.quiet_status()
+            self._bar.end()
 
     def end_answer(self) -> None:
-        self.quiet_status()
+        self._bar.end()
         if self._in_line:
             print(flush=True)
         self._in_line = False
-
-    def quiet_status(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
 
     def ask(self, prompt: str) -> str:
         """The next line that the person enters. Raises EOFError, KeyboardInterrupt."""
@@ -71,15 +67,6 @@ class Terminal:
         if not line:
             raise EOFError
         return line
-
-    def _show_loading(self, progress: str) -> None:
-        if self._notes.is_terminal:
-            self._status = self._status or self._notes.status("")
-            self._status.update(printable(progress))
-            self._status.start()
-        elif progress != self._told:
-            self.note(progress)
-        self._told = progress
 
 
 def _tolerate(*streams: object) -> None:

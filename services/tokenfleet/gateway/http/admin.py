@@ -7,6 +7,7 @@ a caller from elsewhere, one that a proxy speaks for, and a web page of a foreig
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 from collections.abc import AsyncIterator
@@ -28,11 +29,15 @@ from tokenfleet.gateway.http.limits import Limits
 from tokenfleet.gateway.http.schemas import ModelName, RequestBody, parse_in_turns
 from tokenfleet.gateway.loader_client import LoaderClient
 from tokenfleet.runtime.errors import FleetError, reason_name
+from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2 as pb
 from tokenfleet.v1 import model_loader_pb2 as api
 
 PREFIX = "/admin/"
 MAX_REPLICAS = 10_000
+KNOWN_WITHIN_S = 2.0
+log = get_logger(__name__)
+
 _SPOKEN_FOR = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 
 
@@ -130,7 +135,22 @@ class AdminEndpoints:
         body = await parse_in_turns(AddRequest, await request.body(), _limits(request))
         entry = body.entry if isinstance(body.entry, str) else json.dumps(body.entry)
         spec = await self._loader.add(entry, replace=body.replace)
+        await self._known(spec)
         return _json({"model": spec.name, "source": spec.source})
+
+    async def _known(self, spec: pb.ModelSpec) -> None:
+        """Whoever adds a model may ask for it next; the news is on its way to this gateway too."""
+        catalog, changed = self._gateway.catalog, asyncio.Event()
+        catalog.on_change.append(changed.set)
+        try:
+            async with asyncio.timeout(KNOWN_WITHIN_S):
+                while catalog.models.get(spec.name) != spec:
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            log.warning("an added model is not in this gateway's catalog yet", model=spec.name)
+        finally:
+            catalog.on_change.remove(changed.set)
 
     async def _load(self, request: Request) -> Response:
         body = await parse_in_turns(LoadRequest, await request.body(), _limits(request))

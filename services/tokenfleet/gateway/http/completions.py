@@ -156,7 +156,7 @@ class Answer:
         self._headers[:] = [header for header in self._headers if header[0] != FALLBACK]
         self._headers.append((FALLBACK, fallback.reason.encode()))
         if self._stream is not None:
-            self._stream.remark(fallback.words())
+            self._stream.remark(f"fallback: {fallback.words()}")
 
     async def fail(self, error: FleetError) -> None:
         """A status and JSON while nothing was sent; afterwards a typed event, and no `[DONE]`."""
