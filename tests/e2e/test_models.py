@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180), pytest.mark.asyncio(loo
 CHAT = "/v1/chat/completions"
 NEVER = {"X-Tokenfleet-Fallback": "never"}
 MODELS = (*COMMAND, "models")
+HUGE = 1 << 50
 # By model: what is wrong with it, as the error says it.
 FAULTS = {
     "truncated": "is truncated: it has",
@@ -48,6 +49,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
     return [
         entry("spare", tiny, "sim", policy="warm"),
         entry("lazy", tiny, "sim"),
+        entry("huge", tiny, engines=[{"engine": "sim", "weights_bytes": HUGE}]),
         entry("truncated", f"file://{folder}/truncated.gguf"),
         entry("wrong", tiny, digest="ab" * 32),
         entry("missing", f"file://{folder}/missing.gguf", **words),
@@ -136,6 +138,15 @@ async def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason_and_held
     assert "load_failed" in told
     assert "[DONE]" not in told
     assert (await http.post(CHAT, json=question("spare"))).status_code == 200, "nobody else notices"
+
+
+async def test_a_model_for_which_nobody_has_the_memory_says_how_much_it_takes(
+    http: httpx.AsyncClient,
+) -> None:
+    response = await http.post(CHAT, json=question("huge"))
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "out_of_memory")
+    assert str(HUGE) in response.json()["error"]["message"]
+    assert int(response.headers["retry-after"]) >= 1
 
 
 async def test_its_fallback_answers(http: httpx.AsyncClient, small_disk: Any) -> None:

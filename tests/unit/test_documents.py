@@ -16,19 +16,24 @@ DOCUMENTS = documents.documents()
 TOKENFLEET = typer.main.get_command(app)
 
 
+HELP = frozenset({"-h", "--help"})
+
+
 def unknown_words(line: str, command: Any = TOKENFLEET) -> list[str]:
     """Subcommands and flags in a line of `tokenfleet` that it does not have."""
     found = re.search(r"(?:^|[\s/])tokenfleet((?:\s+[^|<>&;#]+)?)", line)
     if not found:
         return []
-    unknown = []
-    for word in _words(found[1]):
+    unknown: list[str] = []
+    words = _words(found[1])
+    for before, word in zip(["", *words], words, strict=False):
         if hasattr(command, "commands"):
             if word in command.commands:
                 command = command.commands[word]
             elif word.startswith("-"):
-                unknown += [] if word in ("-h", "--help") else [word]
-            else:
+                known = _options(command) if getattr(command, "invoke_without_command", False) else HELP
+                unknown += [] if word.partition("=")[0] in known else [word]
+            elif not before.startswith("--"):  # what stands behind an option is its value
                 return [*unknown, word]
         elif re.match(r"--?[a-z]", word) and word.partition("=")[0] not in _options(command):
             unknown.append(word)
@@ -49,7 +54,7 @@ def _words(text: str) -> list[str]:
 
 
 def _options(command: Any) -> set[str]:
-    return {"-h", "--help", *(option for each in command.params for option in each.opts)}
+    return {*HELP, *(option for each in command.params for option in each.opts)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
