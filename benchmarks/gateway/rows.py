@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from statistics import median
 from typing import Any
 
 from benchmarks._cores import Cores
 from benchmarks._measure import GENERATOR, Schedule, Window, measure_windows
+from benchmarks._priority import step_forward
 from benchmarks._proc import peak_resident_mb
 from benchmarks._report import rounded
 from benchmarks.gateway.plan import TTFT_MS, Row
@@ -85,6 +87,7 @@ async def run_row(
     """Loads the system as the row says. Raises DriverError when it cannot be loaded at all."""
     windows: list[Window] = []
     async with DriverProcess(row.load(system.host, system.port), [cores.load]) as driver:
+        step_forward([driver.pid, *chain.from_iterable(system.groups.values())])
         patient = Schedule(max(schedule.warmup_s, row.stream_s + 0.5), schedule.window_s, schedule.windows)
         async for window in measure_windows(driver, system.groups, GATEWAY, cores, patient):
             windows.append(window)
