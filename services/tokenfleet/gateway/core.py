@@ -24,7 +24,7 @@ from tokenfleet.v1 import common_pb2 as pb
 from tokenfleet.v1 import tokenizer_pb2
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Order:
     """What a client asked for, independent of the protocol it used."""
 
@@ -39,7 +39,7 @@ class Order:
     fallback: bool = True  # another model may answer where this one cannot be had
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Prompt:
     """One prompt still to be tokenized; prompts of equal affinity go to one tokenizer."""
 

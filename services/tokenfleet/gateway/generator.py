@@ -86,7 +86,7 @@ class Generator:
         sequence.loading = None
         sequence.attempts.append(Attempt(placement.worker_id, len(sequence.ids)))
         sequence.first_token_at = sequence.last_token_at = 0.0
-        release = router_pb2.Release(ask_id=ask.ask_id, outcome=router_pb2.Release.OUTCOME_CANCELLED)
+        release: router_pb2.Release | None = None
         try:
             await sequence.sink.open()
             link = await self._workers.get(placement)
@@ -97,11 +97,11 @@ class Generator:
                 sequence.cached_tokens = terminal.cached_tokens
             return terminal
         except DialError as error:
-            release.outcome = router_pb2.Release.OUTCOME_UNREACHABLE
+            release = _released(ask, router_pb2.Release.OUTCOME_UNREACHABLE)
             failure = pb.Failure(reason=pb.REASON_WORKER_LOST, message=f"worker not reachable: {error}")
             return worker_pb2.Terminal(finish_reason=pb.FINISH_REASON_FAILED, failure=failure)
         finally:
-            self._router.release(release)
+            self._router.release(release or _released(ask, router_pb2.Release.OUTCOME_CANCELLED))
 
     def _count_failure(self, sequence: Sequence, terminal: worker_pb2.Terminal) -> None:
         cause = reason_name(terminal.failure.reason)
@@ -134,26 +134,30 @@ async def _served(
 ) -> worker_pb2.Terminal:
     """Submits and waits for the terminal record; a cancelled wait cancels on the worker."""
     sequence.preferred = placement.fingerprint
-    sequence.ended = asyncio.get_running_loop().create_future()
-    link.submit(sequence, placement)
+    ended = link.submit(sequence, placement)
     try:
-        return await sequence.ended
+        return await ended
     except asyncio.CancelledError:
         link.cancel(sequence)
         raise
+
+
+def _released(ask: router_pb2.Ask, outcome: router_pb2.Release.Outcome.ValueType) -> router_pb2.Release:
+    """Of an attempt that taught nothing."""
+    return router_pb2.Release(ask_id=ask.ask_id, outcome=outcome)
 
 
 def _ask(sequence: Sequence) -> router_pb2.Ask:
     generation: Generation = sequence.generation
     now = asyncio.get_running_loop().time()
     ask = router_pb2.Ask(
-        context=generation.context_at(now),
         model=generation.model,
         attempt=sequence.attempt,
         prompt_tokens=generation.prompt_tokens + len(sequence.ids),
         original_prompt_tokens=generation.prompt_tokens,
         max_tokens=sequence.left,
     )
+    ask.context.CopyFrom(generation.context_at(now))
     ask.block_hashes.MergeFrom(generation.encoded.block_hashes)
     if sequence.excluded:
         ask.excluded_workers.extend(sequence.excluded[-8:])

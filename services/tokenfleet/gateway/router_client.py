@@ -38,6 +38,7 @@ class RouterClient:
     """Places sequences, and tells what became of them."""
 
     def __init__(self, gateway_id: str, metrics: GatewayMetrics, *, frames: bool) -> None:
+        self._loop = asyncio.get_running_loop()
         self._gateway_id = gateway_id
         self._metrics = metrics
         self._frames = frames
@@ -87,10 +88,9 @@ class RouterClient:
 
         `on_waiting` is told what the ask waits for, and may answer why that is in vain.
         """
-        loop = asyncio.get_running_loop()
         allowed_ms = ask.context.deadline_ms
-        deadline = loop.time() + allowed_ms / 1000 if allowed_ms else 0.0
-        pending = PendingAsk(ask, loop.create_future(), on_waiting, deadline)
+        deadline = self._loop.time() + allowed_ms / 1000 if allowed_ms else 0.0
+        pending = PendingAsk(ask, self._loop.create_future(), on_waiting, deadline)
         self._put(pending)
         try:
             return await pending.answer
@@ -118,7 +118,7 @@ class RouterClient:
         self._metrics.asked(home.target)
 
     def _put_again(self, asks: list[PendingAsk], cause: str) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         for pending in asks:
             if pending.deadline:
                 pending.ask.context.deadline_ms = max(1, round((pending.deadline - now) * 1000))

@@ -48,6 +48,7 @@ class RouterLink:
         self.peer = peer
         self.pending: dict[int, PendingAsk] = {}
         self.placed: set[int] = set()
+        self._loop = asyncio.get_running_loop()
         self._gateway_id = gateway_id
         self._on_received = on_received
         self._on_up = on_up
@@ -107,7 +108,7 @@ class RouterLink:
         self.placed.discard(release.ask_id)
         self._outgoing.releases.append(release)
         if self._departure is None:
-            self._departure = asyncio.get_running_loop().call_later(RELEASE_WITHIN_S, self._flush)
+            self._departure = self._loop.call_later(RELEASE_WITHIN_S, self._flush)
 
     def forget(self) -> list[PendingAsk]:
         """The stream ended: answers what was pending on it."""
@@ -128,7 +129,7 @@ class RouterLink:
     def _leave_soon(self) -> None:
         if not self._leaving:
             self._leaving = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._leaving = False

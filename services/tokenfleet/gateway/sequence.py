@@ -33,7 +33,7 @@ class Sink(Protocol):
         """The model is being loaded."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Generation:
     """What all n answers of one client request share."""
 
@@ -96,28 +96,26 @@ class Sequence:
         if self.ended is not None and not self.ended.done():
             self.ended.set_result(terminal)
 
-    def submit(self, placement: router_pb2.Placement, now: float) -> worker_pb2.Submit:
+    def fill(self, submit: worker_pb2.Submit, placement: router_pb2.Placement, now: float) -> None:
         """The request as the placed worker gets it: the prompt and what was generated so far."""
         generation = self.generation
-        submit = worker_pb2.Submit(
-            slot=self.slot,
-            attempt=self.attempt,
-            context=generation.context_at(now),
-            model=placement.model,
-            residency_epoch=placement.residency_epoch,
-            prompt_tokens=generation.prompt_tokens,
-            emitted_chars=self.emitted_chars,
-            max_tokens=self.left,
-            original_max_tokens=self.budget,
-            sampling=generation.sampling,
-            reservation_id=placement.reservation_id,
-        )
+        submit.slot = self.slot
+        submit.attempt = self.attempt
+        submit.context.CopyFrom(generation.context_at(now))
+        submit.model = placement.model
+        submit.residency_epoch = placement.residency_epoch
+        submit.prompt_tokens = generation.prompt_tokens
+        submit.emitted_chars = self.emitted_chars
+        submit.max_tokens = self.left
+        submit.original_max_tokens = self.budget
+        submit.sampling.CopyFrom(generation.sampling)
+        submit.reservation_id = placement.reservation_id
         submit.token_ids.MergeFrom(generation.encoded.token_ids)
-        submit.token_ids.extend(self.ids)
+        if self.ids:
+            submit.token_ids.extend(self.ids)
         submit.block_hashes.MergeFrom(generation.encoded.block_hashes)
         if self.index and generation.sampling.HasField("seed"):
             submit.sampling.seed = (generation.sampling.seed + self.index) % 2**64
-        return submit
 
     def release(self, ask_id: int, terminal: worker_pb2.Terminal) -> router_pb2.Release:
         """What the router should learn of the attempt that just ended."""

@@ -73,10 +73,12 @@ class TokenizerPool:
     """Encodes on whichever tokenizer is up; a job whose tokenizer dies goes to another."""
 
     def __init__(self, *, frames: bool) -> None:
+        self._loop = asyncio.get_running_loop()
         self._frames = frames
         self._tokenizers: dict[str, _Tokenizer] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._waiting: list[_Job] = []
+        self._serving: list[_Tokenizer] | None = None  # None: to be found out again
         self._last_id = 0
 
     @property
@@ -94,10 +96,12 @@ class TokenizerPool:
 
     def peer_changed(self, peer: Peer) -> None:
         self._tokenizers[peer.target].peer = peer
+        self._serving = None
 
     def peer_left(self, target: str) -> None:
         """Whatever it has not answered goes to another."""
         tokenizer = self._tokenizers.pop(target)
+        self._serving = None
         stopping = asyncio.create_task(tokenizer.stop())
         self._stopping.add(stopping)
         stopping.add_done_callback(self._stopping.discard)
@@ -107,9 +111,7 @@ class TokenizerPool:
         """Token ids and block hashes of the job's text. Raises FleetError as the tokenizer says."""
         self._last_id += 1
         job.job_id = self._last_id
-        pending = _Job(
-            job, affinity.encode("utf-8", "surrogatepass"), asyncio.get_running_loop().create_future()
-        )
+        pending = _Job(job, affinity.encode("utf-8", "surrogatepass"), self._loop.create_future())
         self._assign(pending)
         try:
             result = await pending.answer
@@ -124,7 +126,7 @@ class TokenizerPool:
         """The ids as text, special tokens included. Raises FleetError as the tokenizer says."""
         failure = FleetError(pb.REASON_NO_WORKER, "no tokenizer can be reached", retry_after_s=1.0)
         request = tokenizer_pb2.DecodeRequest(model=model, token_ids=token_ids)
-        for tokenizer in sorted(self._up(), key=lambda one: len(one.jobs)):
+        for tokenizer in sorted(self._up, key=lambda one: len(one.jobs)):
             try:
                 return (await tokenizer.stub().Decode(request, timeout=timeout_s)).text
             except grpc.aio.AioRpcError as error:
@@ -141,21 +143,24 @@ class TokenizerPool:
         tokenizer.jobs[job.message.job_id] = job
         if tokenizer.outgoing is None:
             tokenizer.outgoing = tokenizer_pb2.EncodeRequest()
-            asyncio.get_running_loop().call_soon(tokenizer.flush)
+            self._loop.call_soon(tokenizer.flush)
         tokenizer.outgoing.jobs.append(job.message)
 
     def _choose(self, key: bytes) -> _Tokenizer | None:
-        up = self._up()
+        up = self._up
         if len(up) <= 1:
             return up[0] if up else None
         limit = BOUNDED_LOAD * (sum(len(one.jobs) for one in up) + 1) / len(up) + 1
         fitting = [one for one in up if len(one.jobs) < limit]
         return max(fitting, key=lambda one: xxhash.xxh3_64_intdigest(one.target.encode() + key))
 
+    @property
     def _up(self) -> list[_Tokenizer]:
         """Those that can be reached; of them those that are to stay, if there are any."""
-        up = [tokenizer for tokenizer in self._tokenizers.values() if tokenizer.up]
-        return [tokenizer for tokenizer in up if tokenizer.preferred] or up
+        if self._serving is None:
+            up = [tokenizer for tokenizer in self._tokenizers.values() if tokenizer.up]
+            self._serving = [tokenizer for tokenizer in up if tokenizer.preferred] or up
+        return self._serving
 
     def _link_to(
         self, tokenizer: _Tokenizer
@@ -179,12 +184,14 @@ class TokenizerPool:
                     job.answer.set_result(result)
 
     def _assign_waiting(self) -> None:
+        self._serving = None
         waiting, self._waiting = self._waiting, []
         for job in waiting:
             if not job.answer.done():
                 self._assign(job)
 
     def _reassign(self, tokenizer: _Tokenizer) -> None:
+        self._serving = None
         lost = list(tokenizer.jobs.values())
         tokenizer.jobs.clear()
         tokenizer.outgoing = None

@@ -42,25 +42,19 @@ class WorkerLink:
         self._outgoing: worker_pb2.ServeRequest | None = None
         self.alive = True
 
-    def submit(self, sequence: Sequence, placement: router_pb2.Placement) -> None:
-        """Starts the sequence's current attempt; its `ended` future gets the terminal record."""
+    def submit(
+        self, sequence: Sequence, placement: router_pb2.Placement
+    ) -> asyncio.Future[worker_pb2.Terminal]:
+        """Starts the sequence's current attempt; the answer, its `ended` future, gets the terminal record."""
+        sequence.ended = self._loop.create_future()
         sequence.slot = self._take_slot(sequence)
         sequence.submitted_at = self._loop.time()
         sequence.first_token_at = sequence.last_token_at = 0.0
-        submit = sequence.submit(placement, sequence.submitted_at)
-        if len(submit.token_ids) <= CHUNK_IDS:
-            self._queued().submits.append(submit)
-            return
-        ids = list(submit.token_ids)
-        del submit.token_ids[CHUNK_IDS:]
-        starts = range(CHUNK_IDS, len(ids), CHUNK_IDS)
-        submit.pending_chunks = len(starts)
-        self._queued().submits.append(submit)
-        for start in starts:
-            chunk = worker_pb2.SubmitChunk(slot=submit.slot, attempt=submit.attempt)
-            chunk.token_ids.extend(ids[start : start + CHUNK_IDS])
-            self._flush()
-            self._queued().chunks.append(chunk)
+        submit = self._queued().submits.add()
+        sequence.fill(submit, placement, sequence.submitted_at)
+        if len(submit.token_ids) > CHUNK_IDS:
+            self._split(submit)
+        return sequence.ended
 
     def cancel(self, sequence: Sequence) -> None:
         """Forgets the sequence; its slot stays taken until the worker's last word about it."""
@@ -102,6 +96,18 @@ class WorkerLink:
             sequence.slot = -1
             sequence.end(lost)
         log.info("worker link closed", peer=self._link.peer, cause=cause, running=len(running))
+
+    def _split(self, submit: worker_pb2.Submit) -> None:
+        """Lets the first ids go with the submit that was queued last, and the others follow."""
+        ids = list(submit.token_ids)
+        del submit.token_ids[CHUNK_IDS:]
+        starts = range(CHUNK_IDS, len(ids), CHUNK_IDS)
+        submit.pending_chunks = len(starts)
+        for start in starts:
+            chunk = worker_pb2.SubmitChunk(slot=submit.slot, attempt=submit.attempt)
+            chunk.token_ids.extend(ids[start : start + CHUNK_IDS])
+            self._flush()
+            self._queued().chunks.append(chunk)
 
     def _take_slot(self, sequence: Sequence) -> int:
         if self._free:

@@ -65,7 +65,6 @@ class Bench:
             prompt_tokens=1,
         )
         sequence = Sequence(generation, 0, 100, cast(Sink, self.sink), attempt=1)
-        sequence.ended = asyncio.get_running_loop().create_future()
         self.link.submit(sequence, router_pb2.Placement(worker_id="w"))
         if lane:
             sequence.lane = (cast(asyncio.Transport, self.transport), *MOULD)

@@ -103,19 +103,15 @@ def _prompts(request: Request) -> list[Prompt]:
 
 
 def chat_prompt(messages: SequenceOf[Message], *, add_generation_prompt: bool) -> Prompt:
-    chat = tokenizer_pb2.ChatInput(
-        messages=[
-            tokenizer_pb2.ChatMessage(
-                role="system" if message.role == "developer" else message.role,
-                content=message.text,
-                name=message.name or "",
-            )
-            for message in messages
-        ],
-        add_generation_prompt=add_generation_prompt,
-    )
-    affinity = conversation_affinity((message.role, message.text) for message in messages)
-    return Prompt(tokenizer_pb2.EncodeJob(chat=chat), affinity)
+    job = tokenizer_pb2.EncodeJob()
+    chat = job.chat
+    chat.add_generation_prompt = add_generation_prompt
+    said = [(message.role, message.text) for message in messages]
+    for message, (role, text) in zip(messages, said, strict=True):
+        told = chat.messages.add(role="system" if role == "developer" else role, content=text)
+        if message.name:
+            told.name = message.name
+    return Prompt(job, conversation_affinity(said))
 
 
 def text_prompt(prompt: str | list[int]) -> Prompt:

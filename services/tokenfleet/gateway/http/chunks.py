@@ -41,16 +41,17 @@ class ChunkStyle:
     def __init__(self, *, chat: bool, answer_id: str, created: int, model: str, usage: bool) -> None:
         self._chat = chat
         self._usage = usage
-        self._base: dict[str, Any] = {
+        base = {
             "id": answer_id,
             "object": "chat.completion.chunk" if chat else "text_completion",
             "created": created,
             "model": model,
         }
+        self._start = event(base).removesuffix(b"}\n\n") + b","
 
     def mould(self, index: int) -> Mould:
         """What stands around the text in the frames of answer `index`."""
-        whole = self._event([self._choice(index, "\0")])
+        whole = self._choices([self._choice(index, "\0")])
         head, tail = whole.split(b'"\\u0000"')
         ending = tail + b"\r\n"
         return head, _ENDINGS.setdefault(ending, ending), len(head) + len(tail)
@@ -61,7 +62,7 @@ class ChunkStyle:
 
     def frame_with(self, index: int, text: str, extra: dict[str, Any]) -> bytes:
         """A text frame with more in it."""
-        return chunk(self._event([self._choice(index, text) | extra]))
+        return chunk(self._choices([self._choice(index, text) | extra]))
 
     def opening(self, index: int) -> bytes:
         """The chat protocol's first frame, which only names the role."""
@@ -69,21 +70,27 @@ class ChunkStyle:
             return b""
         delta = {"role": "assistant", "content": ""}
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        return chunk(self._event([choice]))
+        return chunk(self._choices([choice]))
 
     def finish(self, index: int, reason: int) -> bytes:
-        choice = self._choice(index, "") | {"finish_reason": FINISH_NAMES.get(reason, "stop")}
+        choice = self._choice(index, "")
+        choice["finish_reason"] = FINISH_NAMES.get(reason, "stop")
         if self._chat:
             choice["delta"] = {}
-        return chunk(self._event([choice]))
+        return chunk(self._choices([choice]))
 
     def usage(self, usage: dict[str, Any], extra: dict[str, Any]) -> bytes:
         """The frame behind the last one, without choices."""
-        return chunk(event(self._base | {"choices": [], "usage": usage} | extra))
+        return chunk(self._event({"choices": [], "usage": usage} | extra))
 
     def _choice(self, index: int, text: str) -> dict[str, Any]:
-        content = {"delta": {"content": text}} if self._chat else {"text": text}
-        return {"index": index, **content, "logprobs": None, "finish_reason": None}
+        if self._chat:
+            return {"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
 
-    def _event(self, choices: list[dict[str, Any]]) -> bytes:
-        return event(self._base | {"choices": choices} | ({"usage": None} if self._usage else {}))
+    def _choices(self, choices: list[dict[str, Any]]) -> bytes:
+        return self._event({"choices": choices, "usage": None} if self._usage else {"choices": choices})
+
+    def _event(self, rest: dict[str, Any]) -> bytes:
+        """What all events of the answer begin with, and the rest of one."""
+        return self._start + orjson.dumps(rest)[1:] + b"\n\n"
