@@ -29,7 +29,7 @@ from tokenfleet.gateway.http.headers import (
     Origins,
     request_id,
 )
-from tokenfleet.gateway.http.sinks import Send
+from tokenfleet.gateway.http.response import Send
 from tokenfleet.gateway.http.tokenize import TokenizeEndpoints
 from tokenfleet.gateway.http.websocket import PATH as SOCKET_PATH
 from tokenfleet.gateway.http.websocket import WebSocketEndpoint

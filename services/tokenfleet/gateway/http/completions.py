@@ -39,18 +39,21 @@ from tokenfleet.gateway.http.headers import (
 )
 from tokenfleet.gateway.http.logprob_sink import LogprobStreamSink
 from tokenfleet.gateway.http.logprobs import Logprobs
+from tokenfleet.gateway.http.response import Response, Send
 from tokenfleet.gateway.http.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
     parse_in_turns,
 )
-from tokenfleet.gateway.http.sinks import Interruption, Send, StreamSink, WholeSink
+from tokenfleet.gateway.http.sinks import Interruption, StreamSink, WholeSink
 from tokenfleet.gateway.sequence import Sequence
 from tokenfleet.runtime.errors import FleetError, reason_name
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2 as pb
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+JSON = (b"content-type", b"application/json")
 
 ABORT_AFTER_S = 5.0
 
@@ -71,7 +74,9 @@ class CompletionEndpoint:
         code = "200"
         metrics.begun()
         with Interruption(connection) as interruption:
-            answer = Answer(self._gateway, connection, send, interruption, scope, chat=self._chat)
+            answer = Answer(
+                self._gateway, connection, Response.of(send), interruption, scope, chat=self._chat
+            )
             try:
                 await answer.serve(await read_body(receive))
             except FleetError as error:
@@ -98,7 +103,7 @@ class Answer:
         self,
         gateway: Gateway,
         connection: Connection,
-        send: Send,
+        response: Response,
         interruption: Interruption,
         scope: dict[str, Any],
         *,
@@ -106,7 +111,7 @@ class Answer:
     ) -> None:
         self._gateway = gateway
         self._connection = connection
-        self._send = send
+        self._response = response
         self._interruption = interruption
         self._chat = chat
         self._fields: Fields = scope[FIELDS_KEY]
@@ -127,7 +132,7 @@ class Answer:
         else:
             request = await parse_in_turns(CompletionRequest, body, limits)
         timeout_s = request_timeout_s(self._fields, self._gateway.settings.request_timeout_s)
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        deadline = self._connection.loop.time() + timeout_s
         self._interruption.expire_at(deadline, lambda: late(self._sequences, timeout_s))
         order = order_of(
             request,
@@ -199,7 +204,7 @@ class Answer:
             usage=request.wants_usage,
         )
         sink = self._stream_in(style, request, len(prepared) * choices)
-        waking = asyncio.get_running_loop().call_at(
+        waking = self._connection.loop.call_at(
             self._begun_at + self._gateway.settings.decision_wait_s, sink.open_while_waiting
         )
         sequences = self._sequences = sequences_of(prepared, choices, sink)
@@ -224,7 +229,7 @@ class Answer:
         logprobs = self._logprobs(request)
         kind = partial(LogprobStreamSink, logprobs=logprobs) if logprobs else StreamSink
         sink = self._stream = kind(
-            self._send,
+            self._response,
             self._connection,
             style,
             self._gateway.writes,
@@ -254,22 +259,14 @@ class Answer:
         return choice | {"token_ids": sequence.ids} if with_ids else choice
 
     async def _respond(self, status: int, body: bytes, headers: SequenceOf[tuple[bytes, bytes]] = ()) -> None:
-        all_headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            *self._headers,
-            *headers,
-        ]
-        with self._connection.corked:
-            await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
-            await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self._response.whole(status, [JSON, *self._headers, *headers], body)
 
     def _hang_up(self, error: FleetError) -> None:
         """Tells a client that does not read, if it ever does, and lets go of the connection."""
         transport = self._connection.transport
         transport.write(chunk(event(error_body(error))))
         transport.close()
-        asyncio.get_running_loop().call_later(ABORT_AFTER_S, transport.abort)
+        self._connection.loop.call_later(ABORT_AFTER_S, transport.abort)
 
 
 async def read_body(receive: Receive) -> bytes:

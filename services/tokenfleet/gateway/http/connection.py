@@ -1,18 +1,15 @@
 """uvicorn's connection, told to let the token path through.
 
-Tokens are produced by the step handler, not by the coroutine that serves the request, and each ASGI `send`
-costs 3 µs more than the write it ends in. So a response is begun and ended through ASGI, and what comes in
-between is written to the transport in the chunked encoding which uvicorn has announced. For that the request
-needs its connection, and must hear when the client left or can be written to again: ASGI's `receive` would
-cost a task for each stream.
+Tokens are produced by the step handler, not by the coroutine that serves the request, and are written to the
+transport from there. For that the request needs its connection, and must hear when the client left or can be
+written to again: ASGI's `receive` would cost a task for each stream.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from typing import Protocol
 
-from tokenfleet.gateway.http.corked import CorkedTransport
 from tokenfleet.gateway.http.guard import GuardedProtocol, Rules
 
 
@@ -33,13 +30,7 @@ class Connection(GuardedProtocol):
     """One client connection; at most one request of it is being answered at a time."""
 
     transport: asyncio.Transport
-    corked: CorkedTransport
     watcher: Watcher | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.corked = CorkedTransport(transport)
-        self.transport = cast(asyncio.Transport, self.corked)
 
     @property
     def write_paused(self) -> bool:

@@ -9,7 +9,7 @@ be understood or is not wanted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from tokenfleet.gateway.http import limits
 from tokenfleet.gateway.http.errors import HttpError, error_body, error_headers
 from tokenfleet.gateway.http.headers import (
+    CLOSE,
     CONTENT_ENCODING,
     CONTENT_LENGTH,
     EXPECT,
@@ -28,6 +29,7 @@ from tokenfleet.gateway.http.headers import (
     Fields,
     Headers,
     Origins,
+    lines,
     request_id,
 )
 from tokenfleet.gateway.http.limits import Limits
@@ -60,7 +62,7 @@ class Rules:
         """What every response carries."""
         headers = [(b"x-request-id", request_id.encode())]
         if self.leaving():
-            headers.append((b"connection", b"close"))
+            headers.append(CLOSE)
         return headers + self.origins.headers(fields) if ORIGIN in fields else headers
 
 
@@ -255,7 +257,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.raw.is_closing():
             return
         headers, body = self._response(error)
-        self.raw.write(b"".join([STATUS_LINE[error.status], *_lines(headers), b"\r\n", body]))
+        self.raw.write(b"".join([STATUS_LINE[error.status], *lines(headers), b"\r\n", body]))
         self.flow.resume_reading()
         if self.raw.can_write_eof():
             self.raw.write_eof()
@@ -279,7 +281,7 @@ class GuardedProtocol(HttpToolsProtocol):
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
+            CLOSE,
             *self.rules.headers(fields, request_id(fields, "refused")),
             *error_headers(error),
         ]
@@ -340,17 +342,13 @@ class GuardedProtocol(HttpToolsProtocol):
         """
         kept = [header for header in self.headers if header[0] not in _OFFER]
         if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
-            kept.append((b"connection", b"close"))
+            kept.append(CLOSE)
         head = self._head(self.parser.get_method(), kept)
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(head + rest)
 
     def _head(self, method: bytes, headers: Headers) -> bytes:
-        return b"".join([method, b" ", self.url, b" HTTP/1.1\r\n", *_lines(headers), b"\r\n"])
-
-
-def _lines(headers: Headers) -> Iterable[bytes]:
-    return [b"%b: %b\r\n" % header for header in headers]
+        return b"".join([method, b" ", self.url, b" HTTP/1.1\r\n", *lines(headers), b"\r\n"])
 
 
 def _discard() -> None:

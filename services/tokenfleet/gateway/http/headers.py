@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from tokenfleet.gateway.http.errors import invalid
@@ -33,6 +33,8 @@ ALLOWED_HEADERS = b", ".join(
     (AUTHORIZATION, b"content-type", REQUEST_ID, REQUEST_TIMEOUT, FALLBACK, *_URGENCY)
 )
 
+CLOSE = (b"connection", b"close")
+
 Headers = list[tuple[bytes, bytes]]
 Fields = Mapping[bytes, bytes]  # headers by name, in lower case
 
@@ -45,6 +47,10 @@ def request_id(fields: Fields, prefix: str) -> str:
         if text.isprintable():
             return text
     return f"{prefix}-{random.getrandbits(128):032x}"
+
+
+def lines(headers: Headers) -> Iterable[bytes]:
+    return [b"%b: %b\r\n" % header for header in headers]
 
 
 def request_timeout_s(fields: Fields, maximum: float) -> float:

@@ -8,22 +8,21 @@ event, because nothing it does may grow the gateway's memory or slow another cli
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from typing import Any
 
 from tokenfleet.gateway.held_text import keep
 from tokenfleet.gateway.http.chunks import ChunkStyle, chunk
 from tokenfleet.gateway.http.connection import Connection
+from tokenfleet.gateway.http.headers import Headers
 from tokenfleet.gateway.http.logprobs import Logprobs
+from tokenfleet.gateway.http.response import Response
 from tokenfleet.gateway.lanes import cast
 from tokenfleet.gateway.sequence import Sequence
 from tokenfleet.gateway.write_batch import WriteBatch
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2 as pb
 from tokenfleet.v1 import worker_pb2
-
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -72,7 +71,6 @@ class StreamSink:
         "_buffer_bytes",
         "_choices",
         "_comment",
-        "_connection",
         "_flow",
         "_headers",
         "_held",
@@ -82,7 +80,7 @@ class StreamSink:
         "_opener",
         "_opening",
         "_placed",
-        "_send",
+        "_response",
         "_sequences",
         "_started",
         "_style",
@@ -93,19 +91,18 @@ class StreamSink:
 
     def __init__(
         self,
-        send: Send,
+        response: Response,
         connection: Connection,
         style: ChunkStyle,
         writes: WriteBatch,
         *,
-        headers: list[tuple[bytes, bytes]],
+        headers: Headers,
         choices: int,
         with_ids: bool,
         buffer_bytes: int,
         on_slow: Callable[[FleetError], None],
     ) -> None:
-        self._send = send
-        self._connection = connection
+        self._response = response
         self._style = style
         self._headers = headers
         self._choices = choices
@@ -117,8 +114,8 @@ class StreamSink:
         self._comment = b""
         self._held: dict[int, tuple[list[str], list[int]]] = {}
         self._held_chars = 0
-        self._transport = connection.corked.raw
-        self._write = connection.corked.write
+        self._transport = connection.transport
+        self._write = response.write
         self._add = writes.add
         self._flow = connection.flow
         self._moulds = [style.mould(index) for index in range(choices)]
@@ -154,19 +151,25 @@ class StreamSink:
 
     async def _begin(self) -> None:
         self._opening = True
-        with self._connection.corked:
-            headers = _HEADERS + self._headers
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-            self._begun = True
-            if self._placed:
-                self._start()
-            elif self._comment:
-                self._write(self._comment)
+        await self._response.begin(_HEADERS + self._headers, self._first)
+        if self._started:
+            self.flush()
+
+    def _first(self) -> bytes:
+        """What goes with the headers."""
+        self._begun = True
+        if not self._placed:
+            return self._comment
+        self._started = True
+        return self._openings()
+
+    def _openings(self) -> bytes:
+        return b"".join([self._style.opening(index) for index in range(self._choices)])
 
     def _start(self) -> None:
         if self._started:
             return
-        opening = b"".join([self._style.opening(index) for index in range(self._choices)])
+        opening = self._openings()
         if opening:
             self._write(opening)
         self._started = True
@@ -190,15 +193,13 @@ class StreamSink:
     def remark(self, text: str) -> None:
         """Where the headers have not gone yet, the latest one follows them."""
         self._comment = chunk(f": {text}\n\n".encode())
-        if self._begun and not self._connection.flow.write_paused:
+        if self._begun and not self._flow.write_paused:
             self._write(self._comment)
 
     async def finish(self, frames: bytes) -> None:
         """The frames that end the answer, and the end of the response; what was held goes first."""
         self.flush()
-        with self._connection.corked:
-            self._connection.corked.write(frames)
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._response.end(frames)
 
     def flush(self) -> None:
         """Writes what was held back, one frame per answer, and lets what follows take the short way."""
@@ -254,7 +255,8 @@ class Interruption:
     """
 
     def __init__(self, connection: Connection | None) -> None:
-        task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self._task = task
         self._connection = connection
@@ -277,7 +279,7 @@ class Interruption:
         self._connection = self._expiry = self.on_writable = self.on_paused = None
 
     def expire_at(self, deadline: float, why: Callable[[], FleetError]) -> None:
-        self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire, why)
+        self._expiry = self._loop.call_at(deadline, self._expire, why)
 
     def stop(self, cause: FleetError) -> None:
         if self.cause is None:

@@ -39,8 +39,8 @@ from tokenfleet.gateway.http.guard import SCOPE_KEY
 from tokenfleet.gateway.http.headers import AUTHORIZATION, MAX_REQUEST_ID_CHARS, ORIGIN, Fields, Origins
 from tokenfleet.gateway.http.json_shape import check_shape
 from tokenfleet.gateway.http.limits import Limits
+from tokenfleet.gateway.http.response import Send
 from tokenfleet.gateway.http.schemas import ChatCompletionRequest, CompletionRequest, validate
-from tokenfleet.gateway.http.sinks import Send
 from tokenfleet.gateway.http.websocket_connection import WebSocketConnection, error_message, message_frame
 from tokenfleet.gateway.http.websocket_request import SocketRequest
 from tokenfleet.gateway.urgency import Urgency, objective_s, priority_named
