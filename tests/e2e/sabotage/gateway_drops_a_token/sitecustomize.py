@@ -6,11 +6,13 @@ if "tokenfleet.gateway" in sys.orig_argv:
     from tokenfleet.gateway import sequence
     from tokenfleet.v1 import router_pb2, worker_pb2
 
-    _submit = sequence.Sequence.submit
+    _fill = sequence.Sequence.fill
 
-    def _forgetful(self: sequence.Sequence, placement: router_pb2.Placement, now: float) -> worker_pb2.Submit:
+    def _forgetful(
+        self: sequence.Sequence, submit: worker_pb2.Submit, placement: router_pb2.Placement, now: float
+    ) -> None:
         if self.attempt > 1 and self.ids:
             self.ids.pop()
-        return _submit(self, placement, now)
+        _fill(self, submit, placement, now)
 
-    sequence.Sequence.submit = _forgetful  # type: ignore[method-assign]
+    sequence.Sequence.fill = _forgetful  # type: ignore[method-assign]
