@@ -22,7 +22,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-run run setup-engines test test-engines lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock lock-engines bench-gateway bench-scheduler bench-tokenizer bench-edges bench-browser bench-security bench-remote bench-overhead bench-residency clean
+.PHONY: help setup setup-run run setup-engines test test-engines lint check-style check-types check-layers check-contracts fmt protos protos-check helm-check helm-golden helm-docs images rootfs try-rootfs e2e-k8s lock lock-engines bench-gateway bench-scheduler bench-tokenizer bench-edges bench-browser bench-security bench-remote bench-overhead bench-residency bench-batching clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -190,6 +190,9 @@ bench-remote: setup ## measure what a token costs a worker whose engine is a ser
 
 bench-overhead: setup-engines ## measure what the fleet costs an engine: against vLLM's and llama.cpp's own servers
 	$(ENGINES)/bin/python -m benchmarks.overhead
+
+bench-batching: setup-engines ## compare static batching behind a micro-batcher with continuous batching
+	$(ENGINES)/bin/python -m benchmarks.batching
 
 clean: ## remove ./.venv, ./.venv-engines and every cache; fleets keep their state in ~/.local/state/tokenfleet
 	rm -rf $(VENV) $(ENGINES) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache

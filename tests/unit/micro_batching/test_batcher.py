@@ -9,7 +9,7 @@ from tokenfleet.core.micro_batching.batcher import FREE_PADDING
 
 
 def batcher(max_batch: int = 4, capacity: int = 100_000, **settings: float) -> MicroBatcher:
-    settings = {"window_s": 0.030, **settings}
+    settings = {"window_s": 0.030, "max_padding": 0.5, **settings}
     return MicroBatcher(max_batch=max_batch, capacity_tokens=capacity, **settings)  # type: ignore[arg-type]
 
 

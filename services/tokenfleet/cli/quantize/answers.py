@@ -8,9 +8,11 @@ import sys
 from typing import Any
 
 from tokenfleet.cli.quantize.check import PROMPTS, TOKENS
+from tokenfleet.worker.engines.hosted.child import die_with_parent
 
 
 def main() -> None:
+    die_with_parent()
     answer = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # llama.cpp prints; the answer must stay alone
     try:

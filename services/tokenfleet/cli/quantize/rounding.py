@@ -18,6 +18,7 @@ from typing import Any
 from tokenfleet.cli.errors import CliError
 from tokenfleet.cli.quantize.check import PROMPTS
 from tokenfleet.cli.quantize.methods import Method, group_size
+from tokenfleet.worker.engines.hosted.child import die_with_parent
 
 _NEEDED = ("torch", "transformers", "auto_round")
 # Tokens of a sample that activations are looked at with.
@@ -69,6 +70,7 @@ def quantize_folder(
 def _run(told: Mapping[str, Any]) -> None:
     import os
 
+    die_with_parent()
     os.environ["HF_HUB_OFFLINE"] = "1"
     from auto_round import AutoRound
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -87,7 +89,18 @@ def _run(told: Mapping[str, Any]) -> None:
         seqlen=_SAMPLE_TOKENS,
         **({"group_size": told["group_size"]} if told["group_size"] else {}),
     )
-    rounding.quantize_and_save(told["target"], format=told["format"])
+    _, saved = rounding.quantize_and_save(told["target"], format=told["format"])
+    _lift(Path(saved), Path(told["target"]))
+
+
+def _lift(saved: Path, target: Path) -> None:
+    """The library saves into a folder of its own naming below the target."""
+    if saved != target:
+        for file in tuple(saved.iterdir()):
+            file.rename(target / file.name)
+        saved.rmdir()
+    if not (target / "config.json").is_file():
+        sys.exit(f"it left no model in {target}")
 
 
 if __name__ == "__main__":

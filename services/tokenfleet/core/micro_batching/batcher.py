@@ -41,12 +41,13 @@ class MicroBatcher:
         window_s: float,
         max_batch: int,
         capacity_tokens: int,
-        max_padding: float = 0.5,
+        max_padding: float = 1.0,
         queue_limit: int = 0,
     ) -> None:
         """`capacity_tokens`: what the cache of a batch holds, padding included, when its last answer ends.
 
-        `max_padding`: the part of a prompt's row that may be padding. `queue_limit` 0: no limit.
+        `max_padding`: the part of a prompt's row that may be padding. Less makes smaller batches, which pays
+        only where prompts cost much more than answers. `queue_limit` 0: no limit.
         """
         if window_s < 0 or max_batch < 1 or capacity_tokens < 1 or not 0 <= max_padding <= 1:
             raise ValueError(

@@ -41,7 +41,7 @@ class TransformersArguments(EngineArguments):
     # the micro-batcher
     window_ms: float = Field(30, ge=0, le=1_000)  # how long an idle engine waits for company
     max_batch: int = Field(8, ge=1, le=256)
-    max_padding: float = Field(0.5, ge=0, le=1)  # of a prompt's row
+    max_padding: float = Field(1.0, ge=0, le=1)  # of a prompt's row; less makes smaller batches
     # memory
     kv_tokens: int = Field(0, ge=0)  # of a batch, padding included; 0: one full context or 1,024 each
     prefix_cache_tokens: int = Field(4_096, ge=0)  # kept of prompts for later ones; 0: none

@@ -1,0 +1,1 @@
+"""Static batching behind a micro-batcher against continuous batching: one timing model, one load."""
