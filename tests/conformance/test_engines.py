@@ -37,7 +37,11 @@ CASES = [
     pytest.param(("vllm", VLLM), id="vllm", marks=needs("vllm")),
     pytest.param(("transformers", TRANSFORMERS), id="transformers", marks=needs("torch", "transformers")),
     # a bare `vllm serve --grpc`, with the same settings
-    pytest.param(("remote", VLLM), id="remote", marks=needs("vllm", "smg_grpc_servicer")),
+    pytest.param(
+        ("remote", VLLM),
+        id="remote",
+        marks=[*needs("vllm", "smg_grpc_servicer"), pytest.mark.timeout(600)],  # the server's start is in it
+    ),
     pytest.param(("trtllm", {}), id="trtllm", marks=needs("tensorrt_llm")),
 ]
 BLOCK = 32  # tokens in the largest block of an engine's cache here
