@@ -195,3 +195,23 @@ def _child_of(worker: WorkerProcess, after: int) -> psutil.Process:
 async def _answers(gateway: Gateway, model: str) -> bool:
     stream = await gateway.complete([100, 101, 102], 2, model=model, sampling={"temperature": 0})
     return len(stream.ids) == 2
+
+
+@pytest.mark.real_model
+@pytest.mark.timeout(400)
+async def test_twenty_loads_and_unloads_leave_nothing_behind() -> None:
+    """Against the worker after two: by then it has imported what it needs, and has its threads."""
+    entry = spec("llamacpp", n_parallel=2, n_ctx=1024)
+    async with running_worker("--name", "w", "--engines", "llamacpp", "--threads", "1") as worker:
+        occupied = []
+        for _ in range(22):
+            ready = await load(worker, entry)
+            assert ready.progress.stage == Progress.STAGE_READY, ready.progress.failure.message
+            (gone,) = await worker.unload(if_idle=True, residency_epoch=ready.residency_epoch)
+            assert gone.stage == Unloaded.STAGE_UNLOADED
+            assert gone.freed_bytes > 100 << 20
+            assert not gone.missing_bytes
+            assert not psutil.Process(worker.process.pid).children()
+            occupied.append(psutil.Process(worker.process.pid).memory_info().rss)
+        assert occupied[-1] < 1.05 * occupied[1], [size >> 20 for size in occupied]
+        await worker.disconnect()

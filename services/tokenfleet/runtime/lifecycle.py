@@ -8,6 +8,7 @@ Ctrl-C twice means it.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import signal
@@ -18,6 +19,8 @@ from tokenfleet.runtime.settings import ServiceSettings
 from tokenfleet.runtime.telemetry import configure_logging, get_logger
 from tokenfleet.runtime.tls import Certificate, Identity, PemFiles, TlsError, adopt
 from tokenfleet.runtime.tls.identity import name_of
+
+_M_ARENA_MAX = -8  # glibc's number
 
 log = get_logger(__name__)
 
@@ -94,6 +97,26 @@ def freeze_heap() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def share_one_heap() -> None:
+    """Before threads start: glibc gives each its own heap, and what one freed the others cannot use."""
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if adjust is not None:
+        adjust(_M_ARENA_MAX, 1)
+
+
+def shrink_heap() -> None:
+    """After something large is gone: what `freeze_heap` hid is looked through too, and pages go back.
+
+    The C library keeps freed pages for its own use until it is told to return them; glibc's can be told.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _new_runner() -> Callable[[Awaitable[None]], None]:

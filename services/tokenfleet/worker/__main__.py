@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tokenfleet.runtime.grpc_host import GrpcHost
-from tokenfleet.runtime.lifecycle import Lifecycle, run
+from tokenfleet.runtime.lifecycle import Lifecycle, run, share_one_heap
 from tokenfleet.runtime.links import LinkServer
 from tokenfleet.runtime.metrics import serve_metrics
 from tokenfleet.runtime.settings import load_settings
@@ -66,6 +66,7 @@ async def _publish_readiness(host: WorkerHost, grpc_host: GrpcHost) -> None:
 
 
 def main() -> None:
+    share_one_heap()
     settings = load_settings(WorkerSettings)
     run("worker", settings, lambda lifecycle: serve(settings, lifecycle))
 

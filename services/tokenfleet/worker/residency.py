@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
 from tokenfleet.runtime.errors import FleetError
-from tokenfleet.runtime.lifecycle import freeze_heap
+from tokenfleet.runtime.lifecycle import freeze_heap, shrink_heap
 from tokenfleet.runtime.models import ModelCache, load_vocabulary
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2, worker_pb2
@@ -179,6 +179,7 @@ class Residency:
     async def _unload(self, resident: Resident) -> worker_pb2.UnloadModelResponse:
         before = self.memory.now()
         await self._remove(resident)
+        shrink_heap()
         freed, missing = self.memory.freed(
             resident.name, before, resident.occupied_bytes, empty=not self.residents
         )
@@ -358,6 +359,7 @@ class Residency:
     async def _remove(self, resident: Resident) -> int:
         freed = await resident.engine.unload() if resident.engine is not None else 0
         self.residents.pop(resident.name, None)
+        resident.engine = resident.pieces = None
         self._cache.release(resident.name)
         self._cache_log.cleared(resident.name)
         log.info("model unloaded", model=resident.name, epoch=resident.epoch, freed_bytes=freed)
