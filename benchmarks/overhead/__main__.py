@@ -96,7 +96,8 @@ async def _window(
         silence_s=120,
         seed=int(monotonic() * 1000),
     )
-    meter = CpuMeter({"engine": [system.computing.pid], "around": [one.pid for one in system.around]})
+    computing = [one.pid for one in system.computing]
+    meter = CpuMeter({"engine": computing, "around": [one.pid for one in system.around]})
     async with DriverProcess(load, (cores.load,)) as driver:
         await asyncio.sleep(warmup_s)
         before, cpu_before = await driver.snapshot(), meter.sample()
@@ -107,6 +108,8 @@ async def _window(
     per_token = after.finished_frames / after.finished_tokens if after.finished_tokens else 1.0
     tokens = (after.content_frames - before.content_frames) / per_token
     used = used_between(cpu_before, cpu_after)
+    # the processes around an engine have it among their children
+    around = used["around"] - (used["engine"] if system.name == "fleet" or len(computing) > 1 else 0)
     ttft = [*before.ttft_s, *after.ttft_s]
     return {
         "system": system.name,
@@ -115,8 +118,9 @@ async def _window(
         "tokens_per_s": round(tokens / seconds, 2),
         "frames_per_token": round(per_token, 4),
         "ttft_ms_p50": round(1000 * percentile(ttft, 50), 1) if ttft else None,
+        "tokens_per_engine_cpu_s": round(tokens / used["engine"], 2) if used["engine"] else None,
         "engine_core_share": round(used["engine"] / seconds, 3),
-        "around_core_share": round(used["around"] / seconds, 3),
+        "around_core_share": round(around / seconds, 3),
         "failed": after.failed,
         "errors": after.errors,
     }
@@ -136,6 +140,9 @@ def figures_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             figures[f"tokens_per_s_ratio/{where}"] = median(
                 ours["tokens_per_s"] / theirs["tokens_per_s"] for theirs, ours in pairs
             )
+            figures[f"tokens_per_engine_cpu_s_ratio/{where}"] = median(
+                ours["tokens_per_engine_cpu_s"] / theirs["tokens_per_engine_cpu_s"] for theirs, ours in pairs
+            )
             for name, those in by_system.items():
                 figures[f"tokens_per_s/{name}/{where}"] = median(row["tokens_per_s"] for row in those)
                 told = [row["ttft_ms_p50"] for row in those if row["ttft_ms_p50"] is not None]
@@ -145,7 +152,11 @@ def figures_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def draw(figures: dict[str, float], path: Path) -> None:
-    ratios = {name.partition("/")[2]: value for name, value in figures.items() if "_ratio/" in name}
+    ratios = {
+        name.partition("/")[2]: value
+        for name, value in figures.items()
+        if name.startswith("tokens_per_s_ratio/")
+    }
     title = "Tokens per second through the fleet, of those on the engine's own server"
     with figure(path, title=title, xlabel="engine @ streams", ylabel="ratio") as axes:
         bars = axes.bar(list(ratios), list(ratios.values()), color=BLUE, width=0.6)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class NoAnswer(Exception):
 class System:
     name: str
     port: int
-    computing: psutil.Process  # its processor time is the engine's
+    computing: tuple[psutil.Process, ...]  # their processor time is the engine's
     around: tuple[psutil.Process, ...]
 
 
@@ -63,12 +63,9 @@ async def bare(engine: str, cores: Cores, state: Path) -> AsyncIterator[System]:
             await _until_answered(port, process, state / "server.log")
             server = psutil.Process(process.pid)
             children = server.children(recursive=True)
-            computing = max(children, key=_memory) if engine == "vllm" else server
-            around = (server,) if engine == "vllm" else ()
-            for one in around:
-                pin(one, cores.load)
-            for one in children or (server,):
-                pin(one, cores.measured)
+            # vLLM's server is the parent of whoever computes; llama.cpp's computes itself
+            computing, around = (tuple(children), (server,)) if children else ((server,), ())
+            _settle(computing, around, cores)
             yield System("bare", port, computing, around)
         finally:
             with suppress(ProcessLookupError):
@@ -105,11 +102,8 @@ async def fleet(engine: str, cores: Cores, state: Path) -> AsyncIterator[System]
         worker = psutil.Process(running.pid("worker-0"))
         children = worker.children(recursive=True)
         around = tuple(psutil.Process(running.pid(name)) for name in running.processes)
-        for one in around:
-            pin(one, cores.load)
-        for one in children:
-            pin(one, cores.measured)
-        yield System("fleet", port, max(children, key=_memory), around)
+        _settle(children, around, cores)
+        yield System("fleet", port, tuple(children), around)
 
 
 def write_catalog(path: Path, engine: str) -> Path:
@@ -121,6 +115,13 @@ def write_catalog(path: Path, engine: str) -> Path:
 def opened(path: Path) -> BinaryIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("wb")
+
+
+def _settle(computing: Sequence[psutil.Process], around: Sequence[psutil.Process], cores: Cores) -> None:
+    for one in around:
+        pin(one, cores.load)
+    for one in computing:
+        pin(one, cores.measured)
 
 
 def pin(process: psutil.Process, core: int) -> None:
@@ -196,7 +197,3 @@ async def _until_answered(port: int, process: asyncio.subprocess.Process | None,
     except TimeoutError:
         pass
     raise NoAnswer(f"no answer from the server, see {log}")
-
-
-def _memory(process: psutil.Process) -> int:
-    return int(process.memory_info().rss)

@@ -15,6 +15,7 @@ def row(system: str, pair: int, speed: float, streams: int = 16) -> dict[str, An
         "pair": pair,
         "streams": streams,
         "tokens_per_s": speed,
+        "tokens_per_engine_cpu_s": 100.0 + pair * (system == "fleet"),
         "ttft_ms_p50": 100.0 + pair if system == "fleet" else None,
     }
 
@@ -26,6 +27,7 @@ def test_ratios_are_those_of_neighbours(tmp_path: Path) -> None:
     figures = figures_of(rows)
     assert figures["tokens_per_s_ratio/vllm@16"] == pytest.approx(0.98)
     assert figures["tokens_per_s_ratio/vllm@1"] == pytest.approx(1.05)
+    assert figures["tokens_per_engine_cpu_s_ratio/vllm@16"] == pytest.approx(1.01)
     assert figures["tokens_per_s/fleet/vllm@16"] == 90
     assert figures["ttft_ms_p50/fleet/vllm@16"] == 101
     assert "ttft_ms_p50/bare/vllm@16" not in figures
