@@ -141,12 +141,14 @@ async def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason_and_held
 
 
 async def test_a_model_for_which_nobody_has_the_memory_says_how_much_it_takes(
-    http: httpx.AsyncClient,
+    http: httpx.AsyncClient, environment: dict[str, str]
 ) -> None:
     response = await http.post(CHAT, json=question("huge"))
     assert (response.status_code, response.json()["error"]["code"]) == (503, "out_of_memory")
     assert str(HUGE) in response.json()["error"]["message"]
     assert int(response.headers["retry-after"]) >= 1
+    assert (await state_of(http, "huge"))["wants_memory_bytes"] == HUGE
+    assert "which no worker has: add one" in await said(env=environment)
 
 
 async def test_its_fallback_answers(http: httpx.AsyncClient, small_disk: Any) -> None:

@@ -6,6 +6,10 @@
 # what pip would keep beside the model cache would fill /tmp
 - name: PIP_NO_CACHE_DIR
   value: "1"
+{{- if .root.Values.auth.modelHub.secretName }}
+- name: HF_TOKEN_PATH
+  value: /etc/tokenfleet/model-hub/{{ .root.Values.auth.modelHub.secretKey }}
+{{- end }}
 {{- end -}}
 
 {{- define "tokenfleet.models.mounts" -}}
@@ -14,6 +18,11 @@
 {{- range .root.Values.modelVolumes }}
 - name: models-{{ .name }}
   mountPath: {{ .mountPath }}
+  readOnly: true
+{{- end }}
+{{- if .root.Values.auth.modelHub.secretName }}
+- name: model-hub
+  mountPath: /etc/tokenfleet/model-hub
   readOnly: true
 {{- end }}
 {{- end -}}
@@ -47,5 +56,15 @@
     claimName: {{ .claimName }}
     readOnly: true
   {{- end }}
+{{- end }}
+{{- with .root.Values.auth.modelHub }}
+{{- if .secretName }}
+- name: model-hub
+  secret:
+    secretName: {{ .secretName }}
+    items:
+      - key: {{ .secretKey }}
+        path: {{ .secretKey }}
+{{- end }}
 {{- end }}
 {{- end -}}
