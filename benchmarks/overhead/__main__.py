@@ -94,6 +94,7 @@ async def _window(
         prompt_chars=PROMPT_CHARS,
         stagger_s=warmup_s / 2,
         silence_s=120,
+        untold_finish=system.name == "bare",
         seed=int(monotonic() * 1000),
     )
     computing = [one.pid for one in system.computing]

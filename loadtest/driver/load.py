@@ -25,6 +25,7 @@ class Load:
     stream: bool = True
     chat: bool = True
     temperature: float | None = None  # None: left to the server
+    untold_finish: bool = False  # a server may say why it ended beside its last text, which is not parsed
     prompt_chars: int = 128
     stagger_s: float = 0.0  # the first requests start spread over this time
     every_gap: bool = False  # keep the time before each token, be it without text, not only the worst

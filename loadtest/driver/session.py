@@ -191,7 +191,8 @@ class Session(asyncio.Protocol):
     def _wrong_length(self, tokens: int | None, finish_reason: str | None) -> str:
         if tokens is None:
             return "no usage in the answer"
-        if tokens != self._load.max_tokens or finish_reason != "length":
+        finished = finish_reason == "length" or (self._load.untold_finish and finish_reason is None)
+        if tokens != self._load.max_tokens or not finished:
             return f"{tokens} tokens of {self._load.max_tokens}, finish_reason {finish_reason!r}"
         return ""
 

@@ -94,6 +94,18 @@ def test_anything_less_is_a_failure(answer: bytes, reason: str) -> None:
     assert play.freed == [play.session], "the connection is still good"
 
 
+def test_a_server_may_say_why_it_ended_beside_its_last_text() -> None:
+    untold = chunked([delta("a"), delta("b"), delta("c"), usage(3), DONE])
+    for lenient, verdict in ((False, (0, 1)), (True, (1, 0))):
+        play = Play(replace(LOAD, untold_finish=lenient))
+        play.session.data_received(untold)
+        counts = play.judged()
+        assert (counts.finished, counts.failed) == verdict
+    play = Play(replace(LOAD, untold_finish=True))
+    play.session.data_received(chunked(stream(["a", "b", "c"], finish="stop")))
+    assert play.judged().failed == 1
+
+
 def test_after_bytes_that_make_no_sense_the_connection_goes() -> None:
     play = Play()
     play.session.data_received(b"SSH-2.0-OpenSSH\r\n\r\n")
