@@ -10,9 +10,11 @@ template can only answer text.
 {{- toJson $values -}}
 {{- end -}}
 
-{{/* Engines that bring no libraries of their own run in the smallest image. */}}
+{{/*
+Engines that bring no libraries of their own run in the smallest image; transformers in vLLM's, which has them.
+*/}}
 {{- define "tokenfleet.pool.image" -}}
-{{- $engine := has .engine (list "sim" "remote") | ternary "llamacpp" .engine -}}
+{{- $engine := get (dict "sim" "llamacpp" "remote" "llamacpp" "transformers" "vllm") .engine | default .engine -}}
 {{- $default := dict "repository" (printf "tokenfleet/worker-%s" $engine) -}}
 {{- toJson (merge (dict) (.image | default dict) $default) -}}
 {{- end -}}
