@@ -78,7 +78,10 @@ def _candidates(row: AttemptRow) -> Table:
             _seconds(candidate.ttft_s),
             _seconds(candidate.step_s),
             _seconds(candidate.cost_s),
-            escape(candidate.veto) or _parts(candidate) or ("chosen" if chosen else ""),
+            escape(candidate.veto)
+            + (": " if candidate.veto and candidate.parts_s else "")
+            + _parts(candidate)
+            or ("chosen" if chosen else ""),
         )
     return drawn
 

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from tokenfleet.core.scheduling import (
     Candidate,
+    ColdCost,
     Decision,
     Forecast,
     LoadWish,
@@ -237,6 +238,9 @@ def _told(candidate: Candidate) -> dict[str, object]:
     """A candidate as the log has it."""
     told = candidate._asdict()
     forecast: Forecast | None = told.pop("forecast")
+    cold: ColdCost | None = told.pop("cold")
+    if cold is not None:
+        told |= {"load_s": round(cold.load_s, 4), "cost_s": round(cold.cost_s, 4)}
     if forecast is not None:
         told |= {
             "ttft_s": round(forecast.ttft_s, 4),

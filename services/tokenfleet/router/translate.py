@@ -158,6 +158,11 @@ def candidate(seen: Candidate) -> router_pb2.DecisionRecord.Candidate:
         waiting=seen.waiting,
         veto=seen.veto,
     )
+    if seen.cold is not None:
+        described.predicted_ttft_s = seen.cold.ttft_s
+        described.predicted_step_s = seen.cold.step_s
+        described.cost_s = seen.cold.cost_s
+        described.parts_s.update(seen.cold.parts_s())
     if seen.forecast is not None:
         described.predicted_ttft_s = seen.forecast.ttft_s
         described.predicted_step_s = seen.forecast.step_s

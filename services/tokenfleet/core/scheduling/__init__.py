@@ -6,6 +6,7 @@ and given its randomness: the router runs it on the wall clock, the simulator on
 """
 
 from tokenfleet.core.scheduling.choice import Choice, Forecast
+from tokenfleet.core.scheduling.cold import ColdCost
 from tokenfleet.core.scheduling.fleet import (
     Fleet,
     ModelLoad,
@@ -34,6 +35,7 @@ __all__ = [
     "POLICIES",
     "Candidate",
     "Choice",
+    "ColdCost",
     "Decision",
     "Device",
     "Fingerprint",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from tokenfleet.core.scheduling.cold import LoadTimes
 from tokenfleet.core.scheduling.model import (
     SOUND,
     UNKNOWN_FINGERPRINT,
@@ -108,6 +109,7 @@ class Fleet:
         """`engine_queue_ratio`: how much more than it can run an engine is given, so that it never starves
         between two samples. `patience_s`: how long a worker that went away is expected back."""
         self.workers: dict[str, Worker] = {}
+        self.load_times = LoadTimes()
         self._roll = roll
         self._engine_queue_ratio = engine_queue_ratio
         self._patience_s = patience_s
@@ -160,8 +162,8 @@ class Fleet:
             worker.doubted_at = None
         worker.id, worker.name, worker.zone = facts.worker_id, facts.name, facts.zone
         worker.phase, worker.engines = facts.phase, facts.engines
-        worker.connected, worker.seen_at = True, now
-        self._take_over(worker, facts.replicas, now)
+        followed, worker.connected, worker.seen_at = worker.connected, True, now
+        self._take_over(worker, facts.replicas, followed, now)
         self._refresh(worker)
 
     def sample(
@@ -242,26 +244,19 @@ class Fleet:
 
     def could_load(self, model: str, engines: frozenset[str]) -> bool:
         """Whether a worker that is up could come to hold the model."""
-        return any(
-            worker.connected
-            and worker.phase in _LOADABLE
-            and not worker.device.faults
-            and not engines.isdisjoint(worker.engines)
-            and not ((replica := worker.replicas.get(model)) and replica.serving)
-            for worker in self.workers.values()
-        )
+        return any(_could_load(worker, model, engines) for worker in self.workers.values())
 
     def still_serving(self, model: str, excluded: Collection[str]) -> frozenset[str]:
         """Those of the excluded workers that hold the model still."""
         return frozenset(r.worker.id for r in self.placeable(model) if r.worker.id in excluded)
 
-    def vetoes(self, model: str) -> Iterator[tuple[Worker, str]]:
-        """Workers that are out of the question for the model, and why."""
+    def vetoes(self, model: str, engines: frozenset[str]) -> Iterator[tuple[Worker, str, bool]]:
+        """Workers that are out of the question for the model, why, and whether it could be loaded there."""
         for worker in self.workers.values():
             replica = worker.replicas.get(model)
             veto = worker.veto or (replica.veto if replica else "the model is not resident")
             if veto:
-                yield worker, veto
+                yield worker, veto, not worker.veto and _could_load(worker, model, engines)
 
     def _back_by(self, worker: Worker, replica: Replica | None) -> float:
         if not worker.connected or worker.stale or worker.doubted_at is not None:
@@ -271,7 +266,7 @@ class Fleet:
         doubted = replica is not None and replica.doubted_at is not None
         return worker.seen_at + self._patience_s if doubted else 0.0
 
-    def _take_over(self, worker: Worker, told: tuple[ReplicaFacts, ...], now: float) -> None:
+    def _take_over(self, worker: Worker, told: tuple[ReplicaFacts, ...], followed: bool, now: float) -> None:
         """Brings the worker's replicas up to what it told; a new epoch is a new replica."""
         self._withdraw(worker)
         known, worker.replicas = worker.replicas, {}
@@ -290,10 +285,18 @@ class Fleet:
                 replica.since = now  # a restarted engine is a new life, though the epoch stays
                 self._forget([replica])
             replica.serving = facts.state is ReplicaState.READY
-            replica.loading = facts.state is ReplicaState.LOADING
+            self._time_load(replica, facts.state is ReplicaState.LOADING, followed, now)
             replica.doubted_at = None
             worker.replicas[facts.model] = replica
         self._forget(old for old in known.values() if worker.replicas.get(old.model) is not old)
+
+    def _time_load(self, replica: Replica, loading: bool, followed: bool, now: float) -> None:
+        """One that was under way when the worker was first heard of says nothing."""
+        if loading and not replica.loading:
+            replica.loading_since = now if followed else None
+        elif replica.loading and replica.serving and replica.loading_since is not None:
+            self.load_times.learn(replica.model, now - replica.loading_since)
+        replica.loading = loading
 
     def _forget(self, replicas: Iterable[Replica]) -> None:
         if self._roll is not None:
@@ -333,6 +336,17 @@ def _take_load(replica: Replica, load: ModelLoad) -> None:
     for step in load.steps:
         replica.speed.learn(step)
     replica.changed()
+
+
+def _could_load(worker: Worker, model: str, engines: frozenset[str]) -> bool:
+    replica = worker.replicas.get(model)
+    return (
+        worker.connected
+        and worker.phase in _LOADABLE
+        and not worker.device.faults
+        and not engines.isdisjoint(worker.engines)
+        and not (replica is not None and replica.serving)
+    )
 
 
 def _doubt_ends(doubted: Worker | Replica, measured_at: float) -> bool:

@@ -55,6 +55,10 @@ class LoadWishes:
         state.running = True
         return True
 
+    def running(self, wish: LoadWish) -> bool:
+        state = self._states.get(wish)
+        return state is not None and state.running
+
     def hope_until(self, wish: LoadWish) -> float:
         """Until when waiting for it makes sense; while a load runs, deadlines alone bound the wait."""
         state = self._states.get(wish)

@@ -120,6 +120,7 @@ class Replica:
     features: frozenset[str] = frozenset()
     serving: bool = False
     loading: bool = False
+    loading_since: float | None = None  # where it was seen to begin
     since: float = 0.0  # when this life of the model on the worker was first heard of
     doubted_at: float | None = None  # it refused a request as not resident and no later sample came
     running: int = 0

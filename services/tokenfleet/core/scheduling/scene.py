@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from tokenfleet.core.scheduling.choice import Choice, Forecast, Forecasts
+from tokenfleet.core.scheduling.cold import ColdCost
 from tokenfleet.core.scheduling.fleet import Fleet
 from tokenfleet.core.scheduling.model import Replica, Worker
 
@@ -25,6 +26,7 @@ class Candidate(NamedTuple):
     waiting: int  # what was sent there and not yet seen included
     veto: str
     forecast: Forecast | None = None
+    cold: ColdCost | None = None  # what it would be if the model were loaded there
 
 
 @dataclass(slots=True, eq=False)
@@ -32,8 +34,9 @@ class Scene:
     """Serving replicas with what ran and waited there, and the workers that were out of the question."""
 
     serving: list[tuple[Replica, int, int]]
-    vetoed: list[tuple[Worker, str]]
+    vetoed: list[tuple[Worker, str, bool]]  # why, and whether the model could be loaded there
     forecasts: Forecasts | None = None
+    cold: ColdCost | None = None
 
     def candidates(self, excluded: Collection[str], features: frozenset[str]) -> list[Candidate]:
         """For people, as seen by a request with these exclusions and needs."""
@@ -51,12 +54,17 @@ class Scene:
                 veto = "its fingerprint or the objectives rule it out"
             found.append(Candidate(worker.id, worker.zone, running, waiting, veto, forecast))
         found += [
-            Candidate(worker.id or worker.target, worker.zone, 0, 0, why) for worker, why in self.vetoed
+            Candidate(
+                worker.id or worker.target, worker.zone, 0, 0, why, cold=self.cold if loadable else None
+            )
+            for worker, why, loadable in self.vetoed
         ]
         return found
 
 
-def take_scene(fleet: Fleet, model: str, choice: Choice | None, limit: int) -> Scene:
+def take_scene(
+    fleet: Fleet, model: str, engines: frozenset[str], choice: Choice | None, cold: ColdCost, limit: int
+) -> Scene:
     """At most `limit` workers, the chosen one among them; called before its place is reserved."""
     if not limit:
         return Scene([], [])
@@ -67,7 +75,7 @@ def take_scene(fleet: Fleet, model: str, choice: Choice | None, limit: int) -> S
     seen = [(replica, replica.running, replica.waiting + replica.reserved) for replica in serving]
     if len(seen) >= min(limit, len(fleet.workers)):
         return Scene(seen, [], forecasts)
-    return Scene(seen, list(islice(fleet.vetoes(model), limit - len(seen))), forecasts)
+    return Scene(seen, list(islice(fleet.vetoes(model, engines), limit - len(seen))), forecasts, cold)
 
 
 def _most_telling(

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from tokenfleet.core.queueing import DrainRate, Entry, Lane, Overflow, WaitingQueue
 from tokenfleet.core.scheduling.choice import Choice
+from tokenfleet.core.scheduling.cold import ColdCost, cold_cost
 from tokenfleet.core.scheduling.fleet import Fleet, ModelLoad, WorkerFacts
 from tokenfleet.core.scheduling.load_wishes import LoadWishes
 from tokenfleet.core.scheduling.model import SOUND, Device, Outcome, Reservation
@@ -30,7 +31,8 @@ from tokenfleet.core.scheduling.request import (
     Request,
 )
 from tokenfleet.core.scheduling.reservations import Reservations
-from tokenfleet.core.scheduling.scene import take_scene
+from tokenfleet.core.scheduling.scene import Scene, take_scene
+from tokenfleet.core.scheduling.speed import Price
 
 R = TypeVar("R", bound=Request)
 
@@ -38,6 +40,8 @@ R = TypeVar("R", bound=Request)
 REVIEW_EVERY_S = 0.25
 # Where all that serve a model are full for so long, it is hot: a further copy is wished for.
 HOT_AFTER_S = 3.0
+# Or for so long, where the wait is longer than a load: those who waited for the first load are gone by then.
+CROWDED_AFTER_S = 1.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -230,14 +234,19 @@ class Scheduler(Generic[R]):
         return self.policy.choose(request, self.fleet.placeable(request.model), self._draw)
 
     def _place(self, request: R, choice: Choice, now: float) -> None:
-        scene = take_scene(self.fleet, request.model, choice, self._limits.candidates_recorded)
         forecast = choice.forecast
+        cold = self._cold_cost(request, choice.replica.speed.price)
+        settled = now - choice.replica.since >= HOT_AFTER_S
+        if settled and forecast is not None and forecast.ttft_s > cold.ttft_s:
+            self._wish_for_a_copy(request, now)
+        scene = self._scene(request, choice, cold)
+        why = choice.why + self._copy_asked_for(request, cold)
         cached = 0 if forecast is None else forecast.cached_tokens
         reservation = self.reservations.reserve(
             choice.replica, now, request.prompt_tokens - cached, request.prompt_tokens
         )
         self.policy.placed(request, choice)
-        self._decide(request, Placed(reservation, choice.why, scene, now - request.asked_at, forecast))
+        self._decide(request, Placed(reservation, why, scene, now - request.asked_at, forecast))
 
     def _enqueue(self, request: R, now: float) -> None:
         line = self._lines.get(request.model)
@@ -282,8 +291,8 @@ class Scheduler(Generic[R]):
 
     def _review(self, now: float) -> None:
         """Asks for loads and gives up hope for those who wait without a worker in sight."""
-        for model, line in self._lines.items():
-            self._wish_for_a_copy(model, line, now)
+        for line in self._lines.values():
+            self._find_hot(line, now)
             shared: float | None = None  # by all who would go anywhere
             for entry in line.queue:
                 request = entry.item
@@ -297,17 +306,41 @@ class Scheduler(Generic[R]):
                     self.cancel(request)
                     self._decide(request, refusal)
 
-    def _wish_for_a_copy(self, model: str, line: _Line[R], now: float) -> None:
-        """Where requests wait for places on workers that are all full."""
+    def _find_hot(self, line: _Line[R], now: float) -> None:
+        """Where requests wait for places on workers that are all full, for long or for longer than a load."""
         first = next(iter(line.queue), None)
         if first is None or not self._suits_somebody(first.item):
             line.full_since = math.inf
             return
         line.full_since = min(line.full_since, now)
-        if now - line.full_since >= HOT_AFTER_S and self.fleet.could_load(model, first.item.engines):
-            wish = LoadWish(model, replicas=len(self.fleet.placeable(model)) + 1)
-            if self._wishes.wanted(wish, now):
-                self._start_load(wish)
+        full_s = now - line.full_since
+        backlog_s = line.drain.seconds_to_drain(len(line.queue), now)
+        crowded = backlog_s > self.fleet.load_times.expect(first.item.model)
+        if full_s >= (CROWDED_AFTER_S if crowded else HOT_AFTER_S):
+            self._wish_for_a_copy(first.item, now)
+
+    def _wish_for_a_copy(self, request: R, now: float) -> None:
+        wish = self._copy(request)
+        if self.fleet.could_load(request.model, request.engines) and self._wishes.wanted(wish, now):
+            self._start_load(wish)
+
+    def _copy(self, request: R) -> LoadWish:
+        return LoadWish(request.model, replicas=len(self.fleet.placeable(request.model)) + 1)
+
+    def _copy_asked_for(self, request: R, cold: ColdCost) -> str:
+        """For whoever wants an explanation."""
+        if not len(self._wishes) or not self._wishes.running(self._copy(request)):
+            return ""
+        return f"; a further copy is asked for, which takes {cold.load_s:.1f} s to load"
+
+    def _cold_cost(self, request: R, speed: Price) -> ColdCost:
+        answer = self.policy.expected_tokens(request) - request.prompt_tokens
+        load_s = self.fleet.load_times.expect(request.model)
+        return cold_cost(load_s, speed, request.prompt_tokens, answer)
+
+    def _scene(self, request: R, choice: Choice | None, cold: ColdCost) -> Scene:
+        limit = self._limits.candidates_recorded
+        return take_scene(self.fleet, request.model, request.engines, choice, cold, limit)
 
     def _hope(self, request: R, now: float) -> float:
         """Until when waiting makes sense; on the way, asks for the model to be loaded."""
@@ -379,5 +412,8 @@ class Scheduler(Generic[R]):
 
     def _refuse(self, request: R, now: float, reason: str, message: str, retry_after_s: float) -> Refused:
         waited_s = max(0.0, now - request.asked_at)
-        scene = take_scene(self.fleet, request.model, None, self._limits.candidates_recorded)
+        known = next(iter(self.fleet.placeable(request.model)), None)
+        cold = self._cold_cost(request, Price() if known is None else known.speed.price)
+        message += self._copy_asked_for(request, cold)
+        scene = self._scene(request, None, cold)
         return Refused(reason, message, retry_after_s, waited_s, scene)
