@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +30,7 @@ from benchmarks.scheduler import trace as traces
 from benchmarks.scheduler.arrivals import own_prompts
 from benchmarks.scheduler.decisions import Bench
 from benchmarks.scheduler.scenarios import POLICIES
+from tokenfleet.core.scheduling.sampling import sample_interval_ms
 
 WORKERS = (1, 10, 100, 300, 1000)
 PROMPTS = (512, 2048, 8192, 32_768)
@@ -45,9 +48,15 @@ def main(
     keep: Annotated[bool, typer.Option(help="write the results")] = True,
     index_blocks: Annotated[int, typer.Option(help="in the large index")] = 10_000_000,
     trace: Annotated[Path | None, typer.Option(help="recorded traffic, in the format of Mooncake's")] = None,
+    watching_only: Annotated[
+        bool, typer.Option(help="measure again what following a fleet costs, and leave all else as it was")
+    ] = False,
 ) -> None:
     """Costs in processor time, then choices in virtual time."""
     rows: list[dict[str, Any]] = []
+    if watching_only:
+        _watch_again(keep)
+        return
     figures = _costs(rows, index_blocks) | _choices(rows)
     if trace is not None:
         figures |= _reuse(rows, trace)
@@ -75,13 +84,41 @@ def _costs(rows: list[dict[str, Any]], index_blocks: int) -> dict[str, float]:
     del exact
     approximate = Bench("predicted", 1000, 2**19, tells_cache=False)
     figures["decision_cpu_us/approximate@1000w_8k"] = statistics.median(approximate.cpu_us(8192))
+    return figures | _watching(rows)
+
+
+def _watching(rows: list[dict[str, Any]]) -> dict[str, float]:
     sample_us = statistics.median(watching.sample_cpu_us(1000))
-    figures["watch_sample_cpu_us"] = sample_us
-    figures["watch_core_share/without_grpc@1000w"] = watching.core_share(sample_us, 1000)
     shares = watching.followed_core_share(1000)
-    rows.append({"kind": "watch", "workers": 1000, "core_share": [rounded(share) for share in shares]})
-    figures["watch_core_share@1000w"] = statistics.median(shares)
-    return figures
+    rows.append(
+        {
+            "kind": "watch",
+            "workers": 1000,
+            "interval_ms": sample_interval_ms(1000),
+            "core_share": [rounded(share) for share in shares],
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
+    return {
+        "watch_sample_cpu_us": sample_us,
+        "watch_core_share/without_grpc@1000w": watching.core_share(sample_us, 1000),
+        "watch_core_share@1000w": statistics.median(shares),
+    }
+
+
+def _watch_again(keep: bool) -> None:
+    """Puts these figures in the place of the former ones; their row says when."""
+    rows: list[dict[str, Any]] = []
+    figures = _watching(rows)
+    for name, value in figures.items():
+        console.print(f"{name:44} {rounded(value):>10g}")
+    console.print(rows[0]["core_share"])
+    if keep:
+        path = RESULTS / "scheduler.json"
+        report = json.loads(path.read_text(encoding="utf-8"))
+        report["figures"] |= {name: rounded(value) for name, value in figures.items()}
+        report["rows"] = [rows[0] if row["kind"] == "watch" else row for row in report["rows"]]
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _decision(rows: list[dict[str, Any]], bench: Bench, policy: str, workers: int, prompt: int) -> None:

@@ -95,6 +95,7 @@ class Dispatcher:
         """There shall be a worker."""
         self.watches[watch.target] = watch
         self.scheduler.fleet.expect(watch.target, self._loop.time())
+        self.scheduler.sampled_every(watch.target, watch.interval_ms / 1000)
 
     def unwatch(self, target: str) -> WorkerWatch:
         """There is no such worker any more: it is out of the choice at once."""

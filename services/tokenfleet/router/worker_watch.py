@@ -68,6 +68,7 @@ class WorkerWatch:
     async def widen(self, interval_ms: int) -> None:
         """Watches anew with another interval; what is known stays in force meanwhile."""
         self.interval_ms = interval_ms
+        self._dispatcher.scheduler.sampled_every(self.target, interval_ms / 1000)
         self._cache_sequence = None
         await self._follower.stop()
         if not self._left:

@@ -88,6 +88,46 @@ def test_an_unconfirmed_reservation_expires_after_two_seconds() -> None:
     assert len(world.scheduler.reservations) == 1
 
 
+def large_fleet(*targets: str, interval_s: float) -> World:
+    world = World()
+    for target in targets:
+        world.scheduler.fleet.expect(target, world.now)
+        world.scheduler.sampled_every(target, interval_s)
+        world.up(target)
+    return world
+
+
+def test_a_worker_that_was_asked_to_speak_seldom_is_not_stale_for_that() -> None:
+    world = large_fleet("a", interval_s=2.0)
+
+    def seen() -> tuple[float, str]:
+        worker = world.scheduler.fleet.workers["a"]
+        return round(worker.late_s, 2), worker.veto
+
+    world.pass_time(2.45)
+    assert seen() == (0.0, "")
+    world.pass_time(0.5)
+    assert seen() == (0.45, "")
+    world.pass_time(2.0)
+    assert seen() == (2.45, "")
+    world.pass_time(0.1)
+    assert seen()[1] == "its load sample is stale"
+    world.sample("a")
+    assert seen() == (0.0, "")
+    world.up("a", new_life=True)
+    world.pass_time(4.9)
+    assert seen()[1] == "", "its successor was asked no more often"
+
+
+def test_a_reservation_lives_until_a_seldom_sample_can_confirm_it() -> None:
+    world = large_fleet("a", interval_s=2.0)
+    world.place()
+    world.pass_time(2.9)
+    assert len(world.scheduler.reservations) == 1
+    world.pass_time(0.2)
+    assert len(world.scheduler.reservations) == 0
+
+
 def test_a_broken_watch_takes_the_worker_out_at_once() -> None:
     world = World()
     world.up("a")

@@ -1,7 +1,7 @@
 """What is known about the workers, and which of them may be sent a request now.
 
 Knowledge is only as good as its age: a worker whose watch broke is out at once, one whose load sample is
-older than `STALE_S` is out until it speaks again, and one where a request just failed is out until a sample
+`STALE` intervals old is out until it speaks again, and one where a request just failed is out until a sample
 measured after the failure contradicts. All of them are still *expected* for a while, because a supervisor
 restarts what dies, and whoever waits for them shall not be turned away for a restart's few seconds.
 """
@@ -24,12 +24,14 @@ from tokenfleet.core.scheduling.model import (
     Replica,
     Worker,
 )
+from tokenfleet.core.scheduling.sampling import LONGEST_SILENCE_S
 from tokenfleet.core.scheduling.speed import Step
 
-# Workers sample at least every second. One that is later than that may hold anything that could have been
-# sent to it in the meantime: each second counts as one more to wait there, until it is out altogether.
-LATE_S = 1.25
-STALE_S = 2.5
+# Workers sample at least every second, or as seldom as a large fleet asks for. One that is later than that
+# may hold anything that could have been sent to it in the meantime: each second counts as one more to wait
+# there, until it is out altogether. In intervals:
+LATE = 1.25
+STALE = 2.5
 # A worker whose engine died says so within its sampling interval; its supervisor takes a little longer.
 RESTART_NOTICE_S = 5.0
 
@@ -120,6 +122,12 @@ class Fleet:
         """There shall be a worker at that address."""
         self.workers.setdefault(target, Worker(target, seen_at=now))
 
+    def sampled_every(self, target: str, interval_s: float) -> None:
+        """The worker at that address was asked to tell its load no more often than that."""
+        worker = self.workers.get(target)
+        if worker is not None:
+            worker.interval_s = max(interval_s, LONGEST_SILENCE_S)
+
     def leave(self, target: str, now: float) -> None:
         """There is no worker at that address any more; another may come in its stead."""
         worker = self.workers.pop(target, None)
@@ -146,12 +154,12 @@ class Fleet:
     def describe(self, target: str, facts: WorkerFacts, now: float) -> None:
         """A worker introduced itself, or something about it changed."""
         worker = self.workers.get(target)
-        if worker is not None and worker.id and worker.id != facts.worker_id:
-            self._withdraw(worker)
-            self._forget(worker.replicas.values())
-            worker = None
         if worker is None:
             worker = self.workers[target] = Worker(target, seen_at=now)
+        elif worker.id and worker.id != facts.worker_id:
+            self._withdraw(worker)
+            self._forget(worker.replicas.values())
+            worker = self.workers[target] = Worker(target, seen_at=now, interval_s=worker.interval_s)
         if not worker.connected or worker.phase is not facts.phase:
             worker.phase_since = now
         if not worker.connected:
@@ -175,7 +183,7 @@ class Fleet:
             return
         worker.seen_at = now
         worker.measured_at = now - age_s
-        worker.late_s = max(0.0, age_s - LATE_S)
+        worker.late_s = max(0.0, age_s - LATE * worker.interval_s)
         told = {load.model: load for load in loads}
         changed = worker.stale or worker.device.faults != device.faults
         changed |= _doubt_ends(worker, worker.measured_at)
@@ -184,7 +192,7 @@ class Fleet:
             _take_load(replica, told.get(replica.model, NO_LOADS))
             changed |= _doubt_ends(replica, worker.measured_at)
         if changed:
-            worker.stale = age_s > STALE_S
+            worker.stale = age_s > STALE * worker.interval_s
             self._refresh(worker)
 
     def lost(self, target: str, now: float) -> None:
@@ -213,10 +221,11 @@ class Fleet:
         """Takes workers out whose load is no longer known; trusts those less that are late to tell it."""
         for worker in self.workers.values():
             age_s = now - worker.measured_at
-            if age_s <= LATE_S or worker.stale or not worker.connected:
+            late_s = age_s - LATE * worker.interval_s
+            if late_s <= 0.0 or worker.stale or not worker.connected:
                 continue
-            worker.late_s = age_s - LATE_S
-            if age_s > STALE_S:
+            worker.late_s = late_s
+            if age_s > STALE * worker.interval_s:
                 worker.stale = True
                 self._refresh(worker)
             else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import NamedTuple, Protocol
 
+from tokenfleet.core.scheduling.sampling import LONGEST_SILENCE_S
 from tokenfleet.core.scheduling.speed import StepSpeed
 
 
@@ -79,6 +80,7 @@ class Worker:
     connected: bool = False
     stale: bool = False
     measured_at: float = 0.0
+    interval_s: float = LONGEST_SILENCE_S  # at which it is to tell its load, at the longest
     late_s: float = 0.0  # by how much its load sample is older than it should be
     device: Device = SOUND
     doubted_at: float | None = None  # a request failed there and no later sample contradicts

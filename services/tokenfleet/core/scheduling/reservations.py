@@ -2,9 +2,9 @@
 
 Between a choice and the next sample a worker looks as idle as before, and everybody would be sent there: the
 herding that stale load causes. So each choice counts at once, until the worker reports its id as admitted
-(from then on its own figures contain the request), or the request ends, or two seconds pass without either,
-when it evidently never arrived. Retiring by id and not by time is what keeps a request from being counted
-twice.
+(from then on its own figures contain the request), or the request ends, or two seconds pass without either
+(more, where samples come seldom), when it evidently never arrived. Retiring by id and not by time is what
+keeps a request from being counted twice.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class Reservations:
 
     def __len__(self) -> int:
         return len(self._counted)
+
+    def outlast(self, interval_s: float) -> None:
+        """Samples may come as seldom as that: what they would confirm has to live a second longer."""
+        self._expiry_s = max(self._expiry_s, interval_s + 1.0)
 
     def reserve(
         self, replica: Replica, now: float, prefill_tokens: int = 0, context_tokens: int = 0

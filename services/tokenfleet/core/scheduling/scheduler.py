@@ -139,6 +139,11 @@ class Scheduler(Generic[R]):
 
     # -- workers -----------------------------------------------------------------------------------
 
+    def sampled_every(self, target: str, interval_s: float) -> None:
+        """How often the worker at that address was asked to tell its load, at most."""
+        self.fleet.sampled_every(target, interval_s)
+        self.reservations.outlast(interval_s)
+
     def describe(self, target: str, facts: WorkerFacts, now: float) -> None:
         """A worker introduced itself or changed."""
         self.fleet.describe(target, facts, now)
