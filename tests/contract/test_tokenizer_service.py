@@ -225,11 +225,11 @@ async def test_the_catalog_may_change(running: Fleet) -> None:
 
 async def test_a_model_that_cannot_be_had_fails_its_jobs_only(running: Fleet) -> None:
     missing = spec(running.folder, "missing", warm=False, source="file:///nowhere/model.gguf")
-    hub = spec(running.folder, "hub", warm=False, source="hf://org/model")
-    await running.loader.change([spec(running.folder), missing, hub])
+    bucket = spec(running.folder, "bucket", warm=False, source="s3://bucket/model")
+    await running.loader.change([spec(running.folder), missing, bucket])
     await running.process.logged("catalog", 2)
     async with gateway(running.process.address, frames=True) as link:
-        jobs = (text("hello", model="missing"), text("hello", model="hub"), text("hello"))
+        jobs = (text("hello", model="missing"), text("hello", model="bucket"), text("hello"))
         results = await link.encode(*jobs)
         reasons = [reason(result)[0] for result in results]
         assert reasons == ["REASON_LOAD_FAILED", "REASON_UNSUPPORTED", "REASON_UNSPECIFIED"]
