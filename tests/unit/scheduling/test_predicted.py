@@ -85,6 +85,26 @@ def test_a_cached_prefix_is_worth_what_it_saves_and_no_more() -> None:
     assert target(world.place(**prompt(1))) == other
 
 
+@pytest.mark.parametrize(("busy", "goes_to_holder"), [(False, False), (True, True)])
+def test_in_a_fleet_that_is_busy_for_long_a_prefix_is_waited_for_longer(
+    busy: bool, goes_to_holder: bool
+) -> None:
+    world = world_of("w1", "w2", features=["cache_events"])
+    for target_name in ("w1", "w2"):
+        world.sample(target_name, queued_prefill_tokens=5000 if busy else 0)
+    for number in range(400):
+        world.scheduler.release(world.place(**prompt(number + 10)).reservation, Outcome.ENDED, world.now)
+    holder = next(each for each in world.scheduler.fleet.placeable(MODEL) if each.worker.target == "w1")
+    policy(world).index.stored(policy(world).number(holder), prompt(1)["block_hashes"])  # type: ignore[arg-type]
+    world.sample("w1", queued_prefill_tokens=6500)
+    world.sample("w2", queued_prefill_tokens=5000)
+    placed = world.place(**prompt(1))
+    assert (target(placed) == "w1") is goes_to_holder
+    assert placed.forecast is not None
+    assert ("others" in placed.forecast.parts_s) is busy
+    assert placed.forecast.cost_s == pytest.approx(sum(placed.forecast.parts_s.values()))
+
+
 def test_one_shared_prompt_does_not_overload_one_worker() -> None:
     world = world_of(*(f"w{number}" for number in range(8)))
     chosen = Counter(target(world.place(**prompt(1))) for _ in range(400))

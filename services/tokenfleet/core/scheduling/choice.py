@@ -29,7 +29,17 @@ class Forecast(NamedTuple):
 class Forecasts:
     """Those of the best candidates, put into words when somebody asks: few decisions are ever looked at."""
 
-    __slots__ = ("_answer", "_cached", "_cells", "_costs", "_prompt", "_zone", "_zone_penalty_s", "replicas")
+    __slots__ = (
+        "_answer",
+        "_cached",
+        "_cells",
+        "_costs",
+        "_delay",
+        "_prompt",
+        "_zone",
+        "_zone_penalty_s",
+        "replicas",
+    )
 
     def __init__(
         self,
@@ -42,8 +52,10 @@ class Forecasts:
         *,
         zone: int,
         zone_penalty_s: float,
+        delay: float,
     ) -> None:
-        """`cells`: of the board, a column a replica, the chosen one first. `prompt`, `answer`: tokens."""
+        """`cells`: of the board, a column a replica, the chosen one first. `prompt`, `answer`: tokens.
+        `delay`: of others, for each second of computing."""
         self.replicas = replicas
         self._cells = cells
         self._costs = costs
@@ -52,6 +64,7 @@ class Forecasts:
         self._answer = answer
         self._zone = zone
         self._zone_penalty_s = zone_penalty_s
+        self._delay = delay
 
     def __iter__(self) -> Iterator[Forecast]:
         return map(self._forecast, range(len(self.replicas)))
@@ -80,6 +93,7 @@ class Forecasts:
             "answer": answer * step,
             "recompute": prefill_s * max(0.0, lost - cached) if lost > 0.0 else 0.0,
             "zone": self._zone_penalty_s * abroad,
+            "others": self._delay * ttft["prompt"],
         }
         told = {name: seconds for name, seconds in parts.items() if seconds}
         return Forecast(

@@ -29,7 +29,7 @@ class Hooks:
         return request.prompt_tokens + min(request.max_tokens or UNKNOWN_TOKENS, UNKNOWN_TOKENS) or 1
 
     def placed(self, request: Request, choice: Choice) -> None:
-        """The request goes there."""
+        """The request goes there; nothing counts it yet."""
 
     def answered(self, request: Request, tokens: int) -> None:
         """Its answer ended with so many tokens."""

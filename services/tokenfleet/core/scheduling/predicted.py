@@ -6,6 +6,7 @@
            + the zone penalty, if the replica is in another zone than the client
            + the price of computing again what the KV cache could not hold
            + a penalty for a device that throttles or lacks memory
+           + what computing this prompt there makes those wait who come after it
 
 Where a request would wait longer for its turn than its objective allows, it does not go: it waits in the
 router, in its order, for whichever replica gets to it first. What would be too slow between tokens now, and
@@ -27,6 +28,7 @@ from tokenfleet.core.scheduling import board as columns
 from tokenfleet.core.scheduling.answer_lengths import AnswerLengths
 from tokenfleet.core.scheduling.board import UNKNOWN_ZONE, Board, Column, Zones
 from tokenfleet.core.scheduling.choice import Choice, Forecasts
+from tokenfleet.core.scheduling.crowding import Crowding
 from tokenfleet.core.scheduling.model import Replica
 from tokenfleet.core.scheduling.policies import Draw, Policy
 from tokenfleet.core.scheduling.prediction import PREDICTED, PredictionSettings
@@ -52,6 +54,7 @@ class Predicted(Policy):
         self.lengths = AnswerLengths()
         self._zones = Zones()
         self._boards: dict[str, Board] = {}
+        self._crowding: dict[str, Crowding] = {}
         self._numbers: dict[Replica, int] = {}
         self._free_numbers: list[int] = []
 
@@ -61,13 +64,14 @@ class Predicted(Policy):
         board = self._boards.get(replica.model)
         if board is None:
             board = self._boards[replica.model] = Board(self._zones)
+            self._crowding[replica.model] = Crowding()
         board.put(replica, self.number(replica))
 
     def vanished(self, replica: Replica) -> None:
         board = self._boards[replica.model]
         board.drop(replica)
         if not len(board):
-            del self._boards[replica.model]
+            del self._boards[replica.model], self._crowding[replica.model]
 
     def emptied(self, replica: Replica) -> None:
         number = self._numbers.get(replica)
@@ -102,7 +106,8 @@ class Predicted(Policy):
         runs = self.index.match(request.block_hashes)
         cached = _cached_tokens(board, runs, request.prompt_tokens)
         answer = self.lengths.expect(request.model, request.tenant, request.max_tokens)
-        cost = self._cost(board, request, cached, answer)
+        delay = self._crowding[request.model].delay
+        cost = self._cost(board, request, cached, answer, delay)
         _rule_out(board, request, cost)
         if request.ttft_objective_s < math.inf:
             _rule_out_late(board, request, cached, answer, cost)
@@ -123,6 +128,7 @@ class Predicted(Policy):
             answer,
             zone=self._zones.number(request.zone),
             zone_penalty_s=self._settings.zone_penalty_s,
+            delay=delay,
         )
         return Choice(
             board.replicas[row],
@@ -138,19 +144,24 @@ class Predicted(Policy):
 
     def placed(self, request: Request, choice: Choice) -> None:
         """An engine that does not tell its cache will hold what it is sent."""
+        self._crowding[request.model].found(self._boards[request.model])
         if not choice.replica.tells_cache and request.block_hashes:
             self.index.extend(self.number(choice.replica), request.block_hashes, choice.runs)
 
     def answered(self, request: Request, tokens: int) -> None:
         self.lengths.learn(request.model, request.tenant, tokens)
 
-    def _cost(self, board: Board, request: Request, cached: Column | None, answer: float) -> Column:
+    def _cost(
+        self, board: Board, request: Request, cached: Column | None, answer: float, delay: float
+    ) -> Column:
         """In seconds, on each replica."""
         prompt = request.prompt_tokens
         cost: Column = np.array((1.0, prompt, answer, prompt * answer)) @ board.linear()
         prefill = board.column(columns.PREFILL_TOKEN_S)
+        if delay:
+            cost += (delay * prompt) * prefill
         if cached is not None:
-            cost -= prefill * cached
+            cost -= (1.0 + delay) * prefill * cached
         lost = prompt + answer - board.column(columns.FREE)
         if lost[lost.argmax()] > 0.0:
             if cached is not None:

@@ -247,10 +247,10 @@ class Scheduler(Generic[R]):
         scene = self._scene(request, choice, cold)
         why = choice.why + self._copy_asked_for(request, cold)
         cached = 0 if forecast is None else forecast.cached_tokens
+        self.policy.placed(request, choice)
         reservation = self.reservations.reserve(
             choice.replica, now, request.prompt_tokens - cached, request.prompt_tokens
         )
-        self.policy.placed(request, choice)
         self._decide(request, Placed(reservation, why, scene, now - request.asked_at, forecast))
 
     def _enqueue(self, request: R, now: float) -> None:
