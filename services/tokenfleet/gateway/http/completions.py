@@ -168,6 +168,8 @@ class Answer:
         if error.reason == pb.REASON_CANCELLED:
             return
         stream = self._stream
+        if stream is not None:
+            stream.give_up_opening()
         if stream is None or not stream.started:
             await self._respond(status_of(error), orjson.dumps(error_body(error)), error_headers(error))
             return

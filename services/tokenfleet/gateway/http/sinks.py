@@ -129,7 +129,7 @@ class StreamSink:
     @property
     def started(self) -> bool:
         """Whether the response has begun, so that errors can no longer change its status."""
-        return self._opening
+        return self._begun
 
     def change(self, style: ChunkStyle) -> None:
         """Another model answers: what comes from now on says so."""
@@ -139,18 +139,26 @@ class StreamSink:
     def open_while_waiting(self) -> None:
         """Sends the headers although no worker was found yet, so that progress can be shown."""
         if not self._opening:
+            self._opening = True
             self._opener = asyncio.ensure_future(self._begin())
 
     async def open(self) -> None:
         """Sends the headers, if they have not gone yet, and the opening frames, once."""
         self._placed = True
-        if not self._opening:
-            await self._begin()
-        elif self._begun:
+        if self._begun:
             self._start()
+        elif self._opener is not None:
+            await self._opener
+        elif not self._opening:
+            self._opening = True
+            await self._begin()
+
+    def give_up_opening(self) -> None:
+        """Headers that have not gone yet do not go any more."""
+        if self._opener is not None:
+            self._opener.cancel()
 
     async def _begin(self) -> None:
-        self._opening = True
         await self._response.begin(_HEADERS + self._headers, self._first)
         if self._started:
             self.flush()
