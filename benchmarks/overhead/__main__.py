@@ -27,7 +27,7 @@ from tokenfleet.cli.local_fleet.ports import LOOPBACK
 STATE = Path(".tokenfleet/bench-overhead").absolute()
 TOKENS, PROMPT_CHARS = 48, 256
 # streams: (pairs of windows, seconds of warm-up, seconds of a window)
-FULL = {1: (3, 2.0, 8.0), 16: (3, 6.0, 12.0), 64: (3, 12.0, 16.0)}
+FULL = {1: (3, 2.0, 4.0), 16: (3, 4.0, 8.0), 64: (3, 12.0, 14.0)}
 QUICK = {4: (1, 2.0, 4.0)}
 PAUSE_S = 1.0  # for what a cut-off load leaves behind
 GOAL = 0.97
