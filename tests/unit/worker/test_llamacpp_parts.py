@@ -9,9 +9,10 @@ from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import Generation
 from tokenfleet.worker.engines.llamacpp.recovery import Recovery
-from tokenfleet.worker.engines.llamacpp.request import check_supported, completion_body, resumed_seed
+from tokenfleet.worker.engines.llamacpp.request import check_supported, completion_body
 from tokenfleet.worker.engines.llamacpp.scheduler import HEADROOM, MARGIN_PER_SLOT, Job, Scheduler
 from tokenfleet.worker.engines.llamacpp.step_clock import StepClock
+from tokenfleet.worker.engines.resuming import resumed_seed
 from tokenfleet.worker.engines.step_log import Step, StepLog
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from xxhash import xxh3_64_intdigest
 
-from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import Generation
+from tokenfleet.worker.engines.resuming import json_schema, resumed_seed
 
 _SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 _LAST_FIELDS = ["stop", "stop_type", "tokens_predicted", "timings"]
@@ -21,8 +20,7 @@ _LAST_FIELDS = ["stop", "stop_type", "tokens_predicted", "timings"]
 
 def check_supported(generation: Generation) -> None:
     """Raises FleetError for what llama.cpp cannot do."""
-    if generation.sampling.json_schema:
-        _schema(generation)
+    json_schema(generation)
 
 
 def completion_body(generation: Generation) -> bytes:
@@ -54,30 +52,9 @@ def completion_body(generation: Generation) -> bytes:
         body["n_probs"] = max(1, sampling.logprobs)
     if sampling.logit_bias:
         body["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias.items()]
-    if sampling.json_schema:
-        body["json_schema"] = _schema(generation)
+    if schema := json_schema(generation):
+        body["json_schema"] = orjson.loads(schema)
     return orjson.dumps(body)
-
-
-def resumed_seed(seed: int, emitted: int) -> int:
-    """The seed of a sequence that has `emitted` tokens already: the same wherever it is continued."""
-    mixed = xxh3_64_intdigest(emitted.to_bytes(8, "little"), seed)
-    return mixed % 0xFFFF_FFFF  # llama.cpp's seeds have 32 bits, and the highest one means: random
-
-
-def _schema(generation: Generation) -> Any:
-    if len(generation.token_ids) > generation.prompt_tokens:
-        raise FleetError(
-            common_pb2.REASON_RESUME_IMPOSSIBLE,
-            "json_schema: the grammar's state cannot be rebuilt behind output that already exists",
-            field="json_schema",
-        )
-    try:
-        return orjson.loads(generation.sampling.json_schema)
-    except orjson.JSONDecodeError as error:
-        raise FleetError(
-            common_pb2.REASON_INVALID_ARGUMENT, f"json_schema: no JSON: {error}", field="json_schema"
-        ) from error
 
 
 def _or(sampling: common_pb2.SamplingParams, name: Any, default: float) -> float:

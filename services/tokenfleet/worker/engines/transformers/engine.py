@@ -12,7 +12,7 @@ from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.arguments import EngineArguments, parse_arguments
 from tokenfleet.worker.engines.base import EngineFacts, Generation, ModelFiles, load_failed
 from tokenfleet.worker.engines.hosted.engine import HostedEngine
-from tokenfleet.worker.engines.llamacpp.request import resumed_seed
+from tokenfleet.worker.engines.resuming import resumed_seed
 
 # KV tokens that a sequence has on average, when the entry does not say.
 TOKENS_EACH = 1_024

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import Generation
-from tokenfleet.worker.engines.llamacpp.request import resumed_seed
+from tokenfleet.worker.engines.resuming import json_schema, resumed_seed
 
 _NAMES = ("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
@@ -44,25 +42,9 @@ def request_of(generation: Generation) -> dict[str, Any]:
         told["min_tokens"] = min(generation.max_tokens, least)
     told["ignore_eos"] = sampling.ignore_eos
     request: dict[str, Any] = {"sampling": told}
-    if sampling.json_schema:
-        request["schema"] = _schema(sampling.json_schema, emitted)
+    if schema := json_schema(generation):
+        request["schema"] = schema
     return request
-
-
-def _schema(schema: str, emitted: int) -> str:
-    if emitted:
-        raise FleetError(
-            common_pb2.REASON_RESUME_IMPOSSIBLE,
-            "json_schema: the grammar's state cannot be rebuilt behind output that already exists",
-            field="json_schema",
-        )
-    try:
-        orjson.loads(schema)
-    except orjson.JSONDecodeError as error:
-        raise FleetError(
-            common_pb2.REASON_INVALID_ARGUMENT, f"json_schema: no JSON: {error}", field="json_schema"
-        ) from error
-    return schema
 
 
 def _has(sampling: common_pb2.SamplingParams, name: Any) -> bool:

@@ -11,12 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import orjson
-
-from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import Generation
-from tokenfleet.worker.engines.llamacpp.request import resumed_seed
+from tokenfleet.worker.engines.resuming import json_schema, resumed_seed
 
 _NAMES = (
     *("temperature", "top_p", "top_k", "min_p"),
@@ -40,8 +37,8 @@ def sampling_of(generation: Generation) -> dict[str, Any]:
     told["min_tokens"] = min(generation.max_tokens, max(0, sampling.min_tokens - emitted))
     if sampling.min_tokens:
         told["stop_token_ids"] = list(sampling.stop_token_ids)
-    if sampling.json_schema:
-        request["schema"] = _schema(sampling.json_schema, emitted)
+    if schema := json_schema(generation):
+        request["schema"] = schema
     return request
 
 
@@ -54,22 +51,6 @@ def bias_of(generation: Generation) -> list[tuple[int, float]]:
         if penalty:
             bias[token] = bias.get(token, 0.0) - penalty
     return list(bias.items())
-
-
-def _schema(schema: str, emitted: int) -> str:
-    if emitted:
-        raise FleetError(
-            common_pb2.REASON_RESUME_IMPOSSIBLE,
-            "json_schema: the grammar's state cannot be rebuilt behind output that already exists",
-            field="json_schema",
-        )
-    try:
-        orjson.loads(schema)
-    except orjson.JSONDecodeError as error:
-        raise FleetError(
-            common_pb2.REASON_INVALID_ARGUMENT, f"json_schema: no JSON: {error}", field="json_schema"
-        ) from error
-    return schema
 
 
 def _has(sampling: common_pb2.SamplingParams, name: Any) -> bool:

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import orjson
-
-from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import Generation
 from tokenfleet.worker.engines.remote.server import Server
@@ -91,23 +88,3 @@ def least_tokens(generation: Generation) -> int:
     """Of `min_tokens`, what is still to come: ids behind the prompt are output already."""
     generated = len(generation.token_ids) - generation.prompt_tokens
     return max(0, generation.sampling.min_tokens - generated)
-
-
-def json_schema(generation: Generation) -> str:
-    """Raises FleetError when the grammar cannot be followed from here."""
-    schema = generation.sampling.json_schema
-    if not schema:
-        return ""
-    if len(generation.token_ids) > generation.prompt_tokens:
-        raise FleetError(
-            common_pb2.REASON_RESUME_IMPOSSIBLE,
-            "json_schema: the grammar's state cannot be rebuilt behind output that already exists",
-            field="json_schema",
-        )
-    try:
-        orjson.loads(schema)
-    except orjson.JSONDecodeError as error:
-        raise FleetError(
-            common_pb2.REASON_INVALID_ARGUMENT, f"json_schema: no JSON: {error}", field="json_schema"
-        ) from error
-    return schema

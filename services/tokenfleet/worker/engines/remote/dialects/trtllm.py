@@ -15,17 +15,16 @@ from smg_grpc_proto import trtllm_service_pb2 as pb
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import Generation
-from tokenfleet.worker.engines.llamacpp.request import resumed_seed
 from tokenfleet.worker.engines.remote.dialects.base import (
     Piece,
     ServerFacts,
     ServerLoad,
     TokenLogprob,
-    json_schema,
     least_tokens,
     or_neutral,
 )
 from tokenfleet.worker.engines.remote.server import Server
+from tokenfleet.worker.engines.resuming import json_schema, resumed_seed
 
 
 class TrtllmDialect:

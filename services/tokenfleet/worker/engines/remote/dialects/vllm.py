@@ -12,17 +12,16 @@ from typing import Any
 from smg_grpc_proto import vllm_engine_pb2 as pb
 
 from tokenfleet.worker.engines.base import Generation
-from tokenfleet.worker.engines.llamacpp.request import resumed_seed
 from tokenfleet.worker.engines.remote.dialects.base import (
     Piece,
     ServerFacts,
     ServerLoad,
     TokenLogprob,
-    json_schema,
     least_tokens,
     or_neutral,
 )
 from tokenfleet.worker.engines.remote.server import Server
+from tokenfleet.worker.engines.resuming import json_schema, resumed_seed
 from tokenfleet.worker.engines.vllm.request import bias_of
 
 _SEED_MASK = 0x7FFF_FFFF  # the service's seeds are signed, of 32 bits
