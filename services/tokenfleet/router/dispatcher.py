@@ -73,6 +73,7 @@ class Dispatcher:
         self.metrics = RouterMetrics(self.scheduler, registry)
         self.records = DecisionRecords(settings.explain_records, self.scheduler.policy.name_for)
         self._objectives = settings.objectives()
+        self._log_ratio = settings.decision_log_ratio
         self.watches: dict[str, WorkerWatch] = {}
         self.sessions: set[Session] = set()
         self._touched: list[Session] = []
@@ -113,11 +114,12 @@ class Dispatcher:
             return
         now = self._loop.time()
         context = ask.context
+        priority = context.priority
         excluded, features = ask.excluded_workers, ask.required_features
         request = self._asking = Ask(
             request_id=context.request_id,
             model=ask.model,
-            lane=lane(context.priority, ask.attempt),
+            lane=lane(priority, ask.attempt),
             asked_at=now,
             deadline=now + (context.deadline_ms / 1000 or self._settings.default_deadline_s),
             attempt=ask.attempt,
@@ -132,8 +134,8 @@ class Dispatcher:
             prompt_tokens=ask.prompt_tokens,
             max_tokens=ask.max_tokens,
             block_hashes=ask.block_hashes[:],
-            ttft_objective_s=self._objectives.ttft_s(ask),
-            itl_objective_s=self._objectives.itl_s(ask),
+            ttft_objective_s=self._objectives.ttft_s(priority, ask.ttft_objective_s),
+            itl_objective_s=self._objectives.itl_s(priority, ask.itl_objective_s),
             received_at=received_at,
         )
         self.scheduler.ask(request, now)
@@ -152,8 +154,7 @@ class Dispatcher:
         if placed.forecast is not None and told.ttft_s:
             self.metrics.prediction_error.observe(abs(told.ttft_s - placed.forecast.ttft_s))
         if record is not None:
-            record.actual = router_pb2.Release()
-            record.actual.CopyFrom(told)
+            record.actual = told.SerializeToString()
 
     def closed(self, session: Session, waiting: Iterable[Ask], placed: Iterable[Reservation]) -> None:
         """A gateway's stream ended: what it asked and held is given back."""
@@ -194,8 +195,9 @@ class Dispatcher:
             metrics.prompt_tokens += ask.prompt_tokens
         else:
             metrics.decided(ask.model, decision.reason)
-        if self._random.random() < self._settings.decision_log_ratio:
+        if self._random.random() < self._log_ratio:
             self._log(ask, decision)
+        ask.block_hashes = ()  # a long prompt's would be most of its record
         return self.records.add(ask, decision, took_s)
 
     def _log(self, ask: Ask, decision: Placed | Refused) -> None:

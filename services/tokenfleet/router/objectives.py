@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from tokenfleet.v1 import common_pb2, router_pb2
+from tokenfleet.v1 import common_pb2
 
 CLASSES = {
     "interactive": common_pb2.PRIORITY_INTERACTIVE,
@@ -15,18 +15,18 @@ CLASSES = {
 
 
 class Objectives:
-    """In seconds, by class; infinite where nothing is wanted."""
+    """In seconds, by class; infinite where nothing is wanted. `wanted_s`: by the request itself, or 0."""
 
     def __init__(self, ttft: Mapping[str, float], itl: Mapping[str, float]) -> None:
         self._ttft, self._itl = _by_priority(ttft), _by_priority(itl)
 
-    def ttft_s(self, ask: router_pb2.Ask) -> float:
-        objective = self._ttft[ask.context.priority]
-        return min(ask.ttft_objective_s, objective) if ask.ttft_objective_s > 0 else objective
+    def ttft_s(self, priority: common_pb2.Priority.ValueType, wanted_s: float) -> float:
+        objective_s = self._ttft[priority]
+        return min(wanted_s, objective_s) if wanted_s > 0 else objective_s
 
-    def itl_s(self, ask: router_pb2.Ask) -> float:
-        objective = self._itl[ask.context.priority]
-        return min(ask.itl_objective_s, objective) if ask.itl_objective_s > 0 else objective
+    def itl_s(self, priority: common_pb2.Priority.ValueType, wanted_s: float) -> float:
+        objective_s = self._itl[priority]
+        return min(wanted_s, objective_s) if wanted_s > 0 else objective_s
 
 
 def parse_objectives(pairs: Sequence[str]) -> dict[str, float]:

@@ -14,12 +14,12 @@ from tokenfleet.v1 import router_pb2
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """One final decision; `actual` comes when the request has ended."""
+    """One final decision; `actual` comes when the request has ended: a `Release`, packed."""
 
     ask: Ask
     decision: Placed | Refused
     decided_in_s: float
-    actual: router_pb2.Release | None = None
+    actual: bytes | None = None
 
 
 class DecisionRecords:
@@ -63,8 +63,9 @@ class DecisionRecords:
             candidates=map(candidate, decision.scene.candidates(ask.excluded, ask.features)),
             waited_s=decision.waited_s,
             decided_in_us=record.decided_in_s * 1e6,
-            actual=record.actual,
         )
+        if record.actual is not None:
+            described.actual.CopyFrom(router_pb2.Release.FromString(record.actual))
         if isinstance(decision, Placed):
             described.chosen_worker = decision.reservation.replica.worker.id
             described.why = decision.why

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenfleet.core.queueing import Lane
 from tokenfleet.core.scheduling import (
     Candidate,
@@ -93,8 +95,10 @@ def model_loads(sample: worker_pb2.LoadSample) -> list[ModelLoad]:
     ]
 
 
-def _latest_steps(load: worker_pb2.LoadSample.ModelLoad) -> list[Step]:
+def _latest_steps(load: worker_pb2.LoadSample.ModelLoad) -> Sequence[Step]:
     """The last few."""
+    if not load.step_us:
+        return ()
     return [
         Step(us / 1e6, batch, prefill_tokens, context_tokens)
         for us, batch, prefill_tokens, context_tokens in zip(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tokenfleet.router.translate import device, model_loads, placements, worker_facts
@@ -113,8 +115,8 @@ class WorkerWatch:
             )
         if response.HasField("cache_snapshot"):
             self._take_snapshot(response.cache_snapshot)
-        for event in response.cache_events:
-            self._take_cache_event(event)
+        if response.cache_events:
+            self._take_cache_events(response.cache_events)
         self._dispatcher.flush()
 
     def _take_snapshot(self, chunk: worker_pb2.CacheSnapshot) -> None:
@@ -127,14 +129,29 @@ class WorkerWatch:
             scheduler.cache_changed(self.target, chunk.model, hashes, ())
             self._cache_sequence = chunk.sequence
 
-    def _take_cache_event(self, event: worker_pb2.CacheEvent) -> None:
+    def _take_cache_events(self, events: Iterable[worker_pb2.CacheEvent]) -> None:
+        by_model: dict[str, list[worker_pb2.CacheEvent]] = {}
+        for event in events:
+            if self._cache_sequence is not None and event.sequence != self._cache_sequence + 1:
+                raise Resubscribe(f"cache event {event.sequence} came after {self._cache_sequence}")
+            self._cache_sequence = event.sequence
+            by_model.setdefault(event.model, []).append(event)
+        for told in by_model.values():
+            stored = list(chain.from_iterable(event.stored[:] for event in told))
+            removed = list(chain.from_iterable(event.removed[:] for event in told))
+            if len(told) > 1 and (_any_cleared(told) or not set(removed).isdisjoint(stored)):
+                for event in told:
+                    self._take_cache_event(event, event.stored[:], event.removed[:])
+            else:  # in whatever order, it comes to the same
+                self._take_cache_event(told[0], stored, removed)
+
+    def _take_cache_event(
+        self, event: worker_pb2.CacheEvent, stored: Sequence[int], removed: Sequence[int]
+    ) -> None:
         scheduler = self._dispatcher.scheduler
-        if self._cache_sequence is not None and event.sequence != self._cache_sequence + 1:
-            raise Resubscribe(f"cache event {event.sequence} came after {self._cache_sequence}")
-        self._cache_sequence = event.sequence
         if event.cleared:
             scheduler.cache_cleared(self.target, event.model)
-        scheduler.cache_changed(self.target, event.model, event.stored[:], event.removed[:])
+        scheduler.cache_changed(self.target, event.model, stored, removed)
 
     def _introduced(self, info: worker_pb2.WorkerInfo, now: float) -> None:
         if info.worker_id != self._info.worker_id or self._last_error:
@@ -162,3 +179,7 @@ class WorkerWatch:
             )
         self._dispatcher.scheduler.lost(self.target, self._loop.time())
         self._dispatcher.flush()
+
+
+def _any_cleared(events: Iterable[worker_pb2.CacheEvent]) -> bool:
+    return any(event.cleared for event in events)

@@ -2,107 +2,82 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from tokenfleet.core.scheduling.cost import BEFORE_FIRST_TOKEN, PARTS, Asked, Parts, parts_of
 from tokenfleet.core.scheduling.model import Replica
-
-UNKNOWN_ZONE = 0
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from tokenfleet.core.scheduling.standing import Standing
 
 
 class Forecast(NamedTuple):
-    """What a request would find on a replica. `cost_s` is infinite where it cannot go."""
+    """What a request would find on a replica."""
 
-    replica: Replica
+    standing: Standing
+    asked: Asked
+    cached: float  # tokens
     ttft_s: float
     step_s: float
     cost_s: float
-    cached_tokens: int
-    parts_s: Mapping[str, float]  # of which the cost is the sum
+
+    @property
+    def replica(self) -> Replica:
+        return self.standing.replica
+
+    @property
+    def cached_tokens(self) -> int:
+        return int(self.cached)
+
+    @property
+    def parts_s(self) -> Mapping[str, float]:
+        """What the cost is the sum of, by name, those that are nothing left out."""
+        parts = parts_of(self.standing, self.asked, self.cached)
+        return {name: seconds for name, seconds in zip(PARTS, parts, strict=True) if seconds}
+
+
+def forecast_of(standing: Standing, asked: Asked, cached: float, parts: Parts, cost_s: float) -> Forecast:
+    return Forecast(standing, asked, cached, sum(parts[:BEFORE_FIRST_TOKEN]), parts[3], cost_s)
 
 
 class Forecasts:
     """Those of the best candidates, put into words when somebody asks: few decisions are ever looked at."""
 
-    __slots__ = (
-        "_answer",
-        "_cached",
-        "_cells",
-        "_costs",
-        "_delay",
-        "_prompt",
-        "_zone",
-        "_zone_penalty_s",
-        "replicas",
-    )
+    __slots__ = ("_asked", "_cached", "_chosen", "_costs", "_standings")
 
     def __init__(
         self,
-        replicas: Sequence[Replica],
-        cells: NDArray[np.float64],
+        standings: Sequence[Standing],
         costs: Sequence[float],
-        cached: NDArray[np.float64] | None,
-        prompt: int,
-        answer: float,
-        *,
-        zone: int,
-        zone_penalty_s: float,
-        delay: float,
+        cached: Sequence[float],
+        asked: Asked,
+        chosen: int,
     ) -> None:
-        """`cells`: of the board, a column a replica, the chosen one first. `prompt`, `answer`: tokens.
-        `delay`: of others, for each second of computing."""
-        self.replicas = replicas
-        self._cells = cells
+        """`costs`, `cached` tokens: of each; a cost is infinite where the request could not go.
+        `chosen`: which of them."""
+        self._standings = standings
         self._costs = costs
         self._cached = cached
-        self._prompt = prompt
-        self._answer = answer
-        self._zone = zone
-        self._zone_penalty_s = zone_penalty_s
-        self._delay = delay
+        self._asked = asked
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._standings)
 
     def __iter__(self) -> Iterator[Forecast]:
-        return map(self._forecast, range(len(self.replicas)))
+        for standing, cost, cached in zip(self._standings, self._costs, self._cached, strict=True):
+            if cost < math.inf:
+                parts = parts_of(standing, self._asked, cached)
+                yield forecast_of(standing, self._asked, cached, parts, cost)
 
-    def chosen(self) -> Forecast:
-        return self._forecast(0)
-
-    def _forecast(self, number: int) -> Forecast:
-        _, prompt_s, _, _, step_s, prefill_s, free, _, zone, queue_s, ahead, _, late_s, strain_s = (
-            self._cells[:, number].tolist()
-        )
-        prompt, answer = self._prompt, self._answer
-        cached = 0.0 if self._cached is None else float(self._cached[number])
-        step = step_s + (prompt_s - prefill_s) * prompt
-        lost = prompt + answer - free
-        abroad = self._zone not in (UNKNOWN_ZONE, zone)
-        ttft = {
-            "queue": queue_s,
-            "place": ahead * answer * step,
-            "prompt": prefill_s * (prompt - cached),
-            "step": step,
-            "late": late_s,
-            "strain": strain_s,
-        }
-        parts = ttft | {
-            "answer": answer * step,
-            "recompute": prefill_s * max(0.0, lost - cached) if lost > 0.0 else 0.0,
-            "zone": self._zone_penalty_s * abroad,
-            "others": self._delay * ttft["prompt"],
-        }
-        told = {name: seconds for name, seconds in parts.items() if seconds}
-        return Forecast(
-            self.replicas[number], sum(ttft.values()), step, self._costs[number], int(cached), told
-        )
+    def serving(self, limit: int) -> list[tuple[Replica, int, int]]:
+        """What ran and waited on each at the time; the chosen one first, then by cost."""
+        rows = sorted(range(len(self)), key=lambda row: (row != self._chosen, self._costs[row]))[:limit]
+        told = (self._standings[row] for row in rows)
+        return [(standing.replica, standing.running, standing.waiting) for standing in told]
 
 
-@dataclass(slots=True, eq=False)
-class Choice:
+class Choice(NamedTuple):
     """One replica with room. What follows `why` is there where the policy predicts."""
 
     replica: Replica
@@ -110,3 +85,9 @@ class Choice:
     forecast: Forecast | None = None
     forecasts: Forecasts | None = None
     runs: Sequence[Any] = ()  # of the prompt in the index of prefixes
+    busy: float = 0.0  # share of the replicas that had more to compute already than a step takes
+
+
+def why(equals: int) -> str:
+    """The reason for one of so many with the same cost."""
+    return "least predicted cost" if equals == 1 else "least predicted cost, drawn among equals"

@@ -9,11 +9,6 @@ while one lasts it is best met by copies of what all of them ask for.
 
 from __future__ import annotations
 
-import numpy as np
-
-from tokenfleet.core.scheduling import board as columns
-from tokenfleet.core.scheduling.board import Board
-
 # Requests after which what was found has lost most of its weight.
 MEMORY = 256
 # Nearer to its limit, no fleet is in a steady state, and the formula says nothing.
@@ -28,11 +23,8 @@ class Crowding:
     def __init__(self) -> None:
         self._busy = 0.0
 
-    def found(self, board: Board) -> None:
-        """A request was placed: which share of the replicas had more to compute already than a step takes."""
-        busy = int(np.count_nonzero(board.column(columns.QUEUE_S) > board.column(columns.STEP_S))) / len(
-            board
-        )
+    def found(self, busy: float) -> None:
+        """A request was placed: that share of the replicas had more to compute already than a step takes."""
         self._busy += (busy - self._busy) / MEMORY
 
     @property

@@ -12,7 +12,8 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 from tokenfleet.core.scheduling.cold import LoadTimes
 from tokenfleet.core.scheduling.model import (
@@ -73,8 +74,7 @@ class WorkerFacts:
     replicas: tuple[ReplicaFacts, ...]
 
 
-@dataclass(slots=True, frozen=True)
-class ModelLoad:
+class ModelLoad(NamedTuple):
     """One model's figures in a load sample."""
 
     model: str
@@ -117,16 +117,21 @@ class Fleet:
         self._patience_s = patience_s
         self._awaited_since = -math.inf  # when a worker last left whose successor may come to another address
         self._placeable: dict[str, dict[str, Replica]] = {}
+        # Answers of `vetoed` since something last changed that they depend on.
+        self._vetoed: dict[tuple[str, frozenset[str], int], tuple[tuple[Worker, str, bool], ...]] = {}
+        self._nobody_late_before = -math.inf
 
     def expect(self, target: str, now: float) -> None:
         """There shall be a worker at that address."""
         self.workers.setdefault(target, Worker(target, seen_at=now))
+        self._vetoed.clear()
 
     def sampled_every(self, target: str, interval_s: float) -> None:
         """The worker at that address was asked to tell its load no more often than that."""
         worker = self.workers.get(target)
         if worker is not None:
             worker.interval_s = max(interval_s, LONGEST_SILENCE_S)
+            self._nobody_late_before = -math.inf
 
     def leave(self, target: str, now: float) -> None:
         """There is no worker at that address any more; another may come in its stead."""
@@ -171,6 +176,7 @@ class Fleet:
         worker.id, worker.name, worker.zone = facts.worker_id, facts.name, facts.zone
         worker.phase, worker.engines = facts.phase, facts.engines
         followed, worker.connected, worker.seen_at = worker.connected, True, now
+        self._nobody_late_before = -math.inf
         self._take_over(worker, facts.replicas, followed, now)
         self._refresh(worker)
 
@@ -183,13 +189,18 @@ class Fleet:
             return
         worker.seen_at = now
         worker.measured_at = now - age_s
-        worker.late_s = max(0.0, age_s - LATE * worker.interval_s)
+        late_s = age_s - LATE * worker.interval_s
+        self._nobody_late_before = min(self._nobody_late_before, now - late_s)
+        late_s = max(0.0, late_s)
+        moved = late_s != worker.late_s or device.strain_s != worker.device.strain_s
+        worker.late_s = late_s
         told = {load.model: load for load in loads}
         changed = worker.stale or worker.device.faults != device.faults
         changed |= _doubt_ends(worker, worker.measured_at)
         worker.device = device
         for replica in worker.replicas.values():
-            _take_load(replica, told.get(replica.model, NO_LOADS))
+            if _take_load(replica, told.get(replica.model, NO_LOADS)) or moved:
+                replica.changed()
             changed |= _doubt_ends(replica, worker.measured_at)
         if changed:
             worker.stale = age_s > STALE * worker.interval_s
@@ -219,10 +230,16 @@ class Fleet:
 
     def find_stale(self, now: float) -> None:
         """Takes workers out whose load is no longer known; trusts those less that are late to tell it."""
+        if now < self._nobody_late_before:
+            return
+        late_from = math.inf
         for worker in self.workers.values():
+            if worker.stale or not worker.connected:
+                continue
             age_s = now - worker.measured_at
             late_s = age_s - LATE * worker.interval_s
-            if late_s <= 0.0 or worker.stale or not worker.connected:
+            late_from = min(late_from, now - late_s)
+            if late_s <= 0.0:
                 continue
             worker.late_s = late_s
             if age_s > STALE * worker.interval_s:
@@ -231,6 +248,7 @@ class Fleet:
             else:
                 for replica in worker.replicas.values():
                     replica.changed()
+        self._nobody_late_before = late_from
 
     def expected_until(self, model: str, excluded: Collection[str], asked_at: float, now: float) -> float:
         """Until when a worker that may serve the model can be hoped for; 0 when there is no hope.
@@ -259,8 +277,15 @@ class Fleet:
         """Those of the excluded workers that hold the model still."""
         return frozenset(r.worker.id for r in self.placeable(model) if r.worker.id in excluded)
 
-    def vetoes(self, model: str, engines: frozenset[str]) -> Iterator[tuple[Worker, str, bool]]:
+    def vetoed(self, model: str, engines: frozenset[str], limit: int) -> Sequence[tuple[Worker, str, bool]]:
         """Workers that are out of the question for the model, why, and whether it could be loaded there."""
+        key = model, engines, limit
+        known = self._vetoed.get(key)
+        if known is None:
+            known = self._vetoed[key] = tuple(islice(self._vetoes(model, engines), limit))
+        return known
+
+    def _vetoes(self, model: str, engines: frozenset[str]) -> Iterator[tuple[Worker, str, bool]]:
         for worker in self.workers.values():
             replica = worker.replicas.get(model)
             veto = worker.veto or (replica.veto if replica else "the model is not resident")
@@ -313,6 +338,7 @@ class Fleet:
                 self._roll.emptied(replica)
 
     def _refresh(self, worker: Worker) -> None:
+        self._vetoed.clear()
         if self.workers.get(worker.target) is not worker:
             return  # a former life
         for replica in worker.replicas.values():
@@ -324,6 +350,7 @@ class Fleet:
                     self._roll.appeared(replica)
 
     def _withdraw(self, worker: Worker) -> None:
+        self._vetoed.clear()
         for replica in worker.replicas.values():
             self._take_out(replica)
 
@@ -337,14 +364,25 @@ class Fleet:
             self._roll.vanished(replica)
 
 
-def _take_load(replica: Replica, load: ModelLoad) -> None:
-    replica.running, replica.waiting = load.running, load.waiting
-    replica.queued_prefill_tokens = load.queued_prefill_tokens
-    replica.context_tokens = load.context_tokens
-    replica.kv_blocks_used = load.kv_blocks_used
-    for step in load.steps:
-        replica.speed.learn(step)
-    replica.changed()
+def _take_load(replica: Replica, load: ModelLoad) -> bool:
+    """Whether it says anything new."""
+    _, running, waiting, queued_prefill_tokens, context_tokens, kv_blocks_used, steps = load
+    if not steps and (
+        running == replica.running
+        and waiting == replica.waiting
+        and queued_prefill_tokens == replica.queued_prefill_tokens
+        and context_tokens == replica.context_tokens
+        and kv_blocks_used == replica.kv_blocks_used
+    ):
+        return False
+    replica.running, replica.waiting = running, waiting
+    replica.queued_prefill_tokens = queued_prefill_tokens
+    replica.context_tokens = context_tokens
+    replica.kv_blocks_used = kv_blocks_used
+    learn = replica.speed.learn
+    for step in steps:
+        learn(step)
+    return True
 
 
 def _could_load(worker: Worker, model: str, engines: frozenset[str]) -> bool:

@@ -19,28 +19,23 @@ weights to be tuned; the zone penalty is what an answer from another zone is con
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 
-import numpy as np
-
-from tokenfleet.core.scheduling import board as columns
 from tokenfleet.core.scheduling.answer_lengths import AnswerLengths
-from tokenfleet.core.scheduling.board import UNKNOWN_ZONE, Board, Column, Zones
-from tokenfleet.core.scheduling.choice import Choice, Forecasts
+from tokenfleet.core.scheduling.board import Board, Zones
+from tokenfleet.core.scheduling.choice import Choice
+from tokenfleet.core.scheduling.cost import Asked
 from tokenfleet.core.scheduling.crowding import Crowding
+from tokenfleet.core.scheduling.few import choose_among_few
+from tokenfleet.core.scheduling.many import choose_among_many
 from tokenfleet.core.scheduling.model import Replica
 from tokenfleet.core.scheduling.policies import Draw, Policy
 from tokenfleet.core.scheduling.prediction import PREDICTED, PredictionSettings
-from tokenfleet.core.scheduling.prefix_index import PrefixIndex, Run
+from tokenfleet.core.scheduling.prefix_index import PrefixIndex
 from tokenfleet.core.scheduling.request import Request
 
-# Costs this close are equal: the prediction is not that good.
-EQUAL = 1.0 + 1e-6
-FORECASTS_KEPT = 16
-# Of the TTFT objective, what a turn may be waited for in any case: a prompt that takes longer by itself than
-# its objective would otherwise wait for a replica with nothing else to do.
-LEAST_WAIT = 0.25
+# Replicas of a model up to which a choice is made one by one: there, both ways take as long.
+FEW = 24
 
 
 class Predicted(Policy):
@@ -104,39 +99,15 @@ class Predicted(Policy):
         if board is None:
             return None
         runs = self.index.match(request.block_hashes)
-        cached = _cached_tokens(board, runs, request.prompt_tokens)
-        answer = self.lengths.expect(request.model, request.tenant, request.max_tokens)
-        delay = self._crowding[request.model].delay
-        cost = self._cost(board, request, cached, answer, delay)
-        _rule_out(board, request, cost)
-        if request.ttft_objective_s < math.inf:
-            _rule_out_late(board, request, cached, answer, cost)
-        if request.itl_objective_s < math.inf:
-            _rule_out_slow(board, request, cost)
-        least = float(cost[cost.argmin()])
-        if least == math.inf:
-            return None
-        equals = (cost <= least * EQUAL).nonzero()[0]
-        row = int(equals[int(draw() * len(equals))] if len(equals) > 1 else equals[0])
-        rows, costs = _best(cost, row, least)
-        forecasts = Forecasts(
-            [board.replicas[one] for one in rows],
-            board.cells(rows),
-            costs,
-            None if cached is None else cached.take(rows),
+        asked = Asked(
             request.prompt_tokens,
-            answer,
-            zone=self._zones.number(request.zone),
-            zone_penalty_s=self._settings.zone_penalty_s,
-            delay=delay,
+            self.lengths.expect(request.model, request.tenant, request.max_tokens),
+            self._zones.number(request.zone),
+            self._settings.zone_penalty_s,
+            self._crowding[request.model].delay,
         )
-        return Choice(
-            board.replicas[row],
-            "least predicted cost" if len(equals) == 1 else "least predicted cost, drawn among equals",
-            forecasts.chosen(),
-            forecasts,
-            runs,
-        )
+        choose = choose_among_few if len(board) <= FEW else choose_among_many
+        return choose(board, request, asked, runs, draw)
 
     def expected_tokens(self, request: Request) -> int:
         answer = self.lengths.expect(request.model, request.tenant, request.max_tokens)
@@ -144,100 +115,9 @@ class Predicted(Policy):
 
     def placed(self, request: Request, choice: Choice) -> None:
         """An engine that does not tell its cache will hold what it is sent."""
-        self._crowding[request.model].found(self._boards[request.model])
+        self._crowding[request.model].found(choice.busy)
         if not choice.replica.tells_cache and request.block_hashes:
             self.index.extend(self.number(choice.replica), request.block_hashes, choice.runs)
 
     def answered(self, request: Request, tokens: int) -> None:
         self.lengths.learn(request.model, request.tenant, tokens)
-
-    def _cost(
-        self, board: Board, request: Request, cached: Column | None, answer: float, delay: float
-    ) -> Column:
-        """In seconds, on each replica."""
-        prompt = request.prompt_tokens
-        cost: Column = np.array((1.0, prompt, answer, prompt * answer)) @ board.linear()
-        prefill = board.column(columns.PREFILL_TOKEN_S)
-        if delay:
-            cost += (delay * prompt) * prefill
-        if cached is not None:
-            cost -= (1.0 + delay) * prefill * cached
-        lost = prompt + answer - board.column(columns.FREE)
-        if lost[lost.argmax()] > 0.0:
-            if cached is not None:
-                lost -= cached
-            cost += prefill * np.maximum(lost, 0.0)
-        zone = self._zones.number(request.zone)
-        if zone != UNKNOWN_ZONE:
-            cost += board.abroad(zone) * self._settings.zone_penalty_s
-        return cost
-
-
-def _cached_tokens(board: Board, runs: Sequence[Run], prompt_tokens: int) -> Column | None:
-    """How much of the prompt each replica has cached; None: nobody has any."""
-    if not runs:
-        return None
-    size = board.column(columns.BLOCK)
-    # one more, which is where index NOWHERE leads
-    cached = np.zeros(len(size) + 1)
-    for blocks, holders in runs:
-        rows = board.rows.take(holders.array, mode="clip")
-        # the last token is computed in any case: it is what the first one of the answer needs
-        cached[rows] = np.minimum(size.take(rows, mode="wrap") * blocks, prompt_tokens - 1)
-    return cached[:-1]
-
-
-def _rule_out(board: Board, request: Request, cost: Column) -> None:
-    if request.choosy:
-        for row, replica in enumerate(board.replicas):
-            if not request.suits(replica):
-                cost[row] = math.inf
-    if request.preferred is not None:
-        alike = np.array([replica.fingerprint == request.preferred for replica in board.replicas])
-        if (alike & (cost < math.inf)).any():
-            cost[~alike] = math.inf
-
-
-def _rule_out_late(
-    board: Board, request: Request, cached: Column | None, answer: float, cost: Column
-) -> None:
-    """Where its turn would come too late for the objective."""
-    step = _step(board, request)
-    wait = board.column(columns.AHEAD) * answer * step + board.column(columns.QUEUE_S)
-    least = LEAST_WAIT * request.ttft_objective_s
-    if wait[wait.argmax()] <= least:
-        return
-    prefill = board.column(columns.PREFILL_TOKEN_S)
-    own = prefill * (request.prompt_tokens if cached is None else request.prompt_tokens - cached) + step
-    cost[wait > np.maximum(request.ttft_objective_s - own, least)] = math.inf
-
-
-def _rule_out_slow(board: Board, request: Request, cost: Column) -> None:
-    """Where steps are too slow now, if somewhere they would not be with less in them."""
-    step = _step(board, request)
-    slow = step > request.itl_objective_s
-    if not slow.any():
-        return
-    alone = step - board.column(columns.STEP_S) + board.column(columns.IDLE_STEP_S)
-    if ((alone <= request.itl_objective_s) & (cost < math.inf)).any():
-        cost[slow] = math.inf
-
-
-def _step(board: Board, request: Request) -> Column:
-    """A step with this request in it, on each replica."""
-    context_s = board.column(columns.PER_PROMPT_TOKEN) - board.column(columns.PREFILL_TOKEN_S)
-    return board.column(columns.STEP_S) + context_s * request.prompt_tokens
-
-
-def _best(cost: Column, chosen: int, least: float) -> tuple[list[int], list[float]]:
-    """The rows of the lowest costs and these, the chosen one first; uses up `cost`."""
-    rows, costs = [chosen], [least]
-    cost[chosen] = math.inf
-    for _ in range(min(FORECASTS_KEPT, len(cost)) - 1):
-        row = int(cost.argmin())
-        if cost[row] == math.inf:
-            break
-        rows.append(row)
-        costs.append(float(cost[row]))
-        cost[row] = math.inf
-    return rows, costs

@@ -94,13 +94,15 @@ class PrefixIndex:
 
     def stored(self, replica: int, hashes: Sequence[int]) -> None:
         """The replica holds these blocks, and all before them in their chain."""
+        held: list[Holders | None] = list(map(self._young.get, hashes))
+        if self._old and None in held:
+            held = [one or self._old.get(block) for one, block in zip(held, hashes, strict=True)]
         start = 0
         while start < len(hashes):
-            holders = self._at(hashes[start])
-            end = start + 1
-            while end < len(hashes) and self._at(hashes[end]) is holders:
+            holders, end = held[start], start + 1
+            while end < len(hashes) and held[end] is holders:
                 end += 1
-            self._write(hashes[start:end], self._with(holders, replica))
+            self._write(hashes[start:end], self._with(holders or self._nobody, replica))
             start = end
 
     def extend(self, replica: int, hashes: Sequence[int], runs: Sequence[Run]) -> None:
@@ -114,16 +116,20 @@ class PrefixIndex:
 
     def removed(self, replica: int, hashes: Iterable[int]) -> None:
         """The replica no longer holds these blocks."""
+        young, old, alone = self._young, self._old, (replica,)
         for block in hashes:
-            holders = self._at(block)
-            if replica not in holders.members:
+            holders = young.get(block) or old.get(block)
+            if holders is None:
                 continue
-            self._old.pop(block, None)
-            if len(holders.members) == 1:
-                self._young.pop(block, None)
+            members = holders.members
+            if members == alone:
+                young.pop(block, None)
+            elif replica in members:
+                young[block] = self._set_of(tuple(member for member in members if member != replica))
             else:
-                others = tuple(member for member in holders.members if member != replica)
-                self._young[block] = self._set_of(others)
+                continue
+            if old:
+                old.pop(block, None)
 
     def forget(self, replica: int) -> None:
         """The replica lost everything, or is gone: its number may be used again."""

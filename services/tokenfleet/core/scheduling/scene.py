@@ -6,7 +6,7 @@ are found when somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -33,16 +33,18 @@ class Candidate(NamedTuple):
 class Scene:
     """Serving replicas with what ran and waited there, and the workers that were out of the question."""
 
-    serving: list[tuple[Replica, int, int]]
-    vetoed: list[tuple[Worker, str, bool]]  # why, and whether the model could be loaded there
+    serving: Sequence[tuple[Replica, int, int]]
+    vetoed: Sequence[tuple[Worker, str, bool]]  # why, and whether the model could be loaded there
     forecasts: Forecasts | None = None
     cold: ColdCost | None = None
+    limit: int = 0  # of serving replicas told, where they are those with forecasts
 
     def candidates(self, excluded: Collection[str], features: frozenset[str]) -> list[Candidate]:
         """For people, as seen by a request with these exclusions and needs."""
         forecasts = {forecast.replica: forecast for forecast in self.forecasts or ()}
         found = []
-        for replica, running, waiting in self.serving:
+        serving = self.serving if self.forecasts is None else self.forecasts.serving(self.limit)
+        for replica, running, waiting in serving:
             worker = replica.worker
             veto = "" if running + waiting < replica.capacity else "full"
             if worker.id in excluded:
@@ -63,28 +65,30 @@ class Scene:
 
 
 def take_scene(
-    fleet: Fleet, model: str, engines: frozenset[str], choice: Choice | None, cold: ColdCost, limit: int
+    fleet: Fleet,
+    model: str,
+    engines: frozenset[str],
+    choice: Choice | None,
+    cold: Callable[[], ColdCost],
+    limit: int,
 ) -> Scene:
     """At most `limit` workers, the chosen one among them; called before its place is reserved."""
     if not limit:
-        return Scene([], [])
+        return Scene((), ())
     forecasts = choice.forecasts if choice is not None else None
-    serving: Collection[Replica] = fleet.placeable(model)
-    if len(serving) > limit:
-        serving = _most_telling(serving, choice, forecasts, limit)
-    seen = [(replica, replica.running, replica.waiting + replica.reserved) for replica in serving]
-    if len(seen) >= min(limit, len(fleet.workers)):
-        return Scene(seen, [], forecasts)
-    return Scene(seen, list(islice(fleet.vetoes(model, engines), limit - len(seen))), forecasts, cold)
+    seen = () if forecasts is not None else _seen(fleet.placeable(model), choice, limit)
+    left = min(limit, len(fleet.workers)) - (len(seen) if forecasts is None else len(forecasts))
+    if left <= 0:
+        return Scene(seen, (), forecasts, None, limit)
+    vetoed = fleet.vetoed(model, engines, left)
+    return Scene(seen, vetoed, forecasts, cold() if vetoed else None, limit)
 
 
-def _most_telling(
-    serving: Collection[Replica], choice: Choice | None, forecasts: Forecasts | None, limit: int
-) -> Sequence[Replica]:
-    """Those with the lowest predicted cost, or any; the chosen one first."""
-    if forecasts is not None:
-        return forecasts.replicas[:limit]
-    if choice is None:
-        return list(islice(serving, limit))
-    others = (replica for replica in serving if replica is not choice.replica)
-    return [choice.replica, *islice(others, limit - 1)]
+def _seen(
+    serving: Collection[Replica], choice: Choice | None, limit: int
+) -> Sequence[tuple[Replica, int, int]]:
+    """What runs and waits on serving replicas, on the chosen one first where not all can be told."""
+    if len(serving) > limit and choice is not None:
+        others = (replica for replica in serving if replica is not choice.replica)
+        serving = [choice.replica, *islice(others, limit - 1)]
+    return [(each, each.running, each.waiting + each.reserved) for each in islice(serving, limit)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from tokenfleet.core.queueing import DrainRate, Entry, Lane, Overflow, WaitingQueue
@@ -32,7 +33,7 @@ from tokenfleet.core.scheduling.request import (
 )
 from tokenfleet.core.scheduling.reservations import Reservations
 from tokenfleet.core.scheduling.scene import Scene, take_scene
-from tokenfleet.core.scheduling.speed import Price
+from tokenfleet.core.scheduling.speed import StepSpeed
 
 R = TypeVar("R", bound=Request)
 
@@ -240,12 +241,13 @@ class Scheduler(Generic[R]):
 
     def _place(self, request: R, choice: Choice, now: float) -> None:
         forecast = choice.forecast
-        cold = self._cold_cost(request, choice.replica.speed.price)
-        settled = now - choice.replica.since >= HOT_AFTER_S
-        if settled and forecast is not None and forecast.ttft_s > cold.ttft_s:
-            self._wish_for_a_copy(request, now)
+        cold = partial(self._cold_cost, request, choice.replica.speed)
+        if forecast is not None and now - choice.replica.since >= HOT_AFTER_S:
+            load_s = self.fleet.load_times.expect(request.model)
+            if forecast.ttft_s > load_s and forecast.ttft_s > cold().ttft_s:
+                self._wish_for_a_copy(request, now)
         scene = self._scene(request, choice, cold)
-        why = choice.why + self._copy_asked_for(request, cold)
+        why = choice.why + self._copy_asked_for(request)
         cached = 0 if forecast is None else forecast.cached_tokens
         self.policy.placed(request, choice)
         reservation = self.reservations.reserve(
@@ -332,18 +334,19 @@ class Scheduler(Generic[R]):
     def _copy(self, request: R) -> LoadWish:
         return LoadWish(request.model, replicas=len(self.fleet.placeable(request.model)) + 1)
 
-    def _copy_asked_for(self, request: R, cold: ColdCost) -> str:
+    def _copy_asked_for(self, request: R) -> str:
         """For whoever wants an explanation."""
         if not len(self._wishes) or not self._wishes.running(self._copy(request)):
             return ""
-        return f"; a further copy is asked for, which takes {cold.load_s:.1f} s to load"
+        load_s = self.fleet.load_times.expect(request.model)
+        return f"; a further copy is asked for, which takes {load_s:.1f} s to load"
 
-    def _cold_cost(self, request: R, speed: Price) -> ColdCost:
+    def _cold_cost(self, request: R, speed: StepSpeed) -> ColdCost:
         answer = self.policy.expected_tokens(request) - request.prompt_tokens
         load_s = self.fleet.load_times.expect(request.model)
-        return cold_cost(load_s, speed, request.prompt_tokens, answer)
+        return cold_cost(load_s, speed.price, request.prompt_tokens, answer)
 
-    def _scene(self, request: R, choice: Choice | None, cold: ColdCost) -> Scene:
+    def _scene(self, request: R, choice: Choice | None, cold: Callable[[], ColdCost]) -> Scene:
         limit = self._limits.candidates_recorded
         return take_scene(self.fleet, request.model, request.engines, choice, cold, limit)
 
@@ -418,7 +421,7 @@ class Scheduler(Generic[R]):
     def _refuse(self, request: R, now: float, reason: str, message: str, retry_after_s: float) -> Refused:
         waited_s = max(0.0, now - request.asked_at)
         known = next(iter(self.fleet.placeable(request.model)), None)
-        cold = self._cold_cost(request, Price() if known is None else known.speed.price)
-        message += self._copy_asked_for(request, cold)
+        cold = partial(self._cold_cost, request, StepSpeed() if known is None else known.speed)
+        message += self._copy_asked_for(request)
         scene = self._scene(request, None, cold)
         return Refused(reason, message, retry_after_s, waited_s, scene)

@@ -13,8 +13,8 @@ step moves neither the factor nor the fit by more than a surprise of two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Steps after which an old one has lost most of its weight: in the prices, and in the factor.
 FIT_MEMORY = 256
@@ -26,13 +26,14 @@ PRIOR_STEPS = 2.0
 SOLVE_EVERY = 4
 SWEEPS = 3
 LEAST_STEP_S = 1e-6
+# Four numbers, one a price; written out below, since to go over them would take longer than to work on them.
+Four = tuple[float, float, float, float]
 # Size of each term in a typical step, so that the prior weighs equally on all four.
-_TYPICAL = (1.0, 8.0, 512.0, 8192.0)
-_TERMS = range(4)
+_TYPICAL: Four = (1.0, 8.0, 512.0, 8192.0)
+_KEPT = 1.0 - 1.0 / FIT_MEMORY
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step of an engine: what was in it, and how long it took."""
 
     seconds: float
@@ -62,62 +63,91 @@ class Price:
 class StepSpeed:
     """The prices of one replica's steps; until it has shown some, those believed beforehand."""
 
-    __slots__ = ("_factor", "_fit", "_moments", "_pulls", "steps")
+    __slots__ = ("_factor", "_fit", "_moments", "_price", "_pulls", "steps")
 
     def __init__(self, prior: Price | None = None) -> None:
         prior = prior or Price()
         self.steps = 0
-        self._fit = [
+        self._fit: Four = (
             prior.base_s,
             prior.per_sequence_s,
             prior.per_prefill_token_s,
             prior.per_context_token_s,
-        ]
+        )
         self._factor = 1.0
-        weights = [PRIOR_STEPS * (size / self._expected(_TYPICAL)) ** 2 for size in _TYPICAL]
-        self._moments = [[weights[row] if row == column else 0.0 for column in _TERMS] for row in _TERMS]
-        self._pulls = [weight * price for weight, price in zip(weights, self._fit, strict=True)]
+        base, sequence, prefill, context = (
+            PRIOR_STEPS * (size / self._expected(_TYPICAL)) ** 2 for size in _TYPICAL
+        )
+        # the upper half of a symmetric matrix, row by row
+        self._moments = (base, 0.0, 0.0, 0.0, sequence, 0.0, 0.0, prefill, 0.0, context)
+        weights = zip((base, sequence, prefill, context), self._fit, strict=True)
+        self._pulls: list[float] = [weight * price for weight, price in weights]
+        self._price: Price | None = None
 
     @property
     def price(self) -> Price:
         """What a step costs now."""
-        base, sequence, prefill, context = (self._factor * price for price in self._fit)
-        return Price(base, sequence, prefill, context)
+        if self._price is None:
+            factor, (base, sequence, prefill, context) = self._factor, self._fit
+            self._price = Price(factor * base, factor * sequence, factor * prefill, factor * context)
+        return self._price
 
     def learn(self, step: Step) -> None:
         """Takes in one step that did something."""
-        terms = (1.0, float(step.batch), float(step.prefill_tokens), float(step.context_tokens))
-        expected_s = self._expected(terms)
-        relative = step.seconds / expected_s
+        seconds, batch, prefill_tokens, context_tokens = step
+        expected_s = self._expected((1.0, batch, prefill_tokens, context_tokens))
+        relative = seconds / expected_s
         self.steps += 1
         if self.steps == 1:
             self._factor = relative
-        tempered = min(max(relative, self._factor / SURPRISE), self._factor * SURPRISE)
-        self._learn_prices([term / expected_s for term in terms], tempered / self._factor)
-        self._factor += (tempered - self._factor) / min(self.steps, FACTOR_MEMORY)
+        factor = self._factor
+        tempered = min(max(relative, factor / SURPRISE), factor * SURPRISE)
+        self._learn_prices(
+            1.0 / expected_s,
+            batch / expected_s,
+            prefill_tokens / expected_s,
+            context_tokens / expected_s,
+            tempered / factor,
+        )
+        self._factor = factor + (tempered - factor) / min(self.steps, FACTOR_MEMORY)
+        self._price = None
 
-    def _expected(self, terms: Sequence[float]) -> float:
-        expected_s = 0.0
-        for price, term in zip(self._fit, terms, strict=True):
-            expected_s += price * term
+    def _expected(self, terms: Four) -> float:
+        base, sequence, prefill, context = self._fit
+        one, batch, prefill_tokens, context_tokens = terms
+        expected_s = base * one + sequence * batch + prefill * prefill_tokens + context * context_tokens
         return max(expected_s, LEAST_STEP_S)
 
-    def _learn_prices(self, terms: Sequence[float], target: float) -> None:
-        keep = 1.0 - 1.0 / FIT_MEMORY
-        for row, term in enumerate(terms):
-            moments = self._moments[row]
-            for column, other in enumerate(terms):
-                moments[column] = moments[column] * keep + term * other
-            self._pulls[row] = self._pulls[row] * keep + term * target
+    def _learn_prices(self, a: float, b: float, c: float, d: float, target: float) -> None:
+        pulls, keep = self._pulls, _KEPT
+        aa, ab, ac, ad, bb, bc, bd, cc, cd, dd = self._moments
+        self._moments = (
+            aa * keep + a * a,
+            ab * keep + a * b,
+            ac * keep + a * c,
+            ad * keep + a * d,
+            bb * keep + b * b,
+            bc * keep + b * c,
+            bd * keep + b * d,
+            cc * keep + c * c,
+            cd * keep + c * d,
+            dd * keep + d * d,
+        )
+        pulls[0] = pulls[0] * keep + a * target
+        pulls[1] = pulls[1] * keep + b * target
+        pulls[2] = pulls[2] * keep + c * target
+        pulls[3] = pulls[3] * keep + d * target
         if self.steps <= FACTOR_MEMORY or self.steps % SOLVE_EVERY == 0:
             self._solve()
 
     def _solve(self) -> None:
         """Coordinate descent from the last solution, which is never far."""
-        fit = self._fit
+        aa, ab, ac, ad, bb, bc, bd, cc, cd, dd = self._moments
+        pull_a, pull_b, pull_c, pull_d = self._pulls
+        a, b, c, d = self._fit
         for _ in range(SWEEPS):
-            for row, moments in enumerate(self._moments):
-                rest = -moments[row] * fit[row]
-                for moment, price in zip(moments, fit, strict=True):
-                    rest += moment * price
-                fit[row] = max(0.0, (self._pulls[row] - rest) / moments[row])
+            a = max(0.0, (pull_a - ab * b - ac * c - ad * d) / aa)
+            b = max(0.0, (pull_b - ab * a - bc * c - bd * d) / bb)
+            c = max(0.0, (pull_c - ac * a - bc * b - cd * d) / cc)
+            d = max(0.0, (pull_d - ad * a - bd * b - cd * c) / dd)
+        self._fit = a, b, c, d
