@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from tokenfleet.runtime.grpc_host import GrpcHost
-from tokenfleet.runtime.lifecycle import Lifecycle, run, share_one_heap
+from tokenfleet.runtime.lifecycle import Lifecycle, run, share_one_heap, shrink_heap
 from tokenfleet.runtime.links import LinkServer
 from tokenfleet.runtime.metrics import serve_metrics
 from tokenfleet.runtime.settings import load_settings
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import worker_pb2_grpc
+from tokenfleet.worker.engines.registry import import_engines
 from tokenfleet.worker.host import WorkerHost
 from tokenfleet.worker.service import WorkerService
 from tokenfleet.worker.settings import WorkerSettings
@@ -21,6 +22,7 @@ _FAREWELL_S = 0.5
 
 
 async def serve(settings: WorkerSettings, lifecycle: Lifecycle) -> None:
+    import_engines(settings.engines)
     host = WorkerHost(settings)
     links = LinkServer(settings.advertise_host)
     grpc_host = GrpcHost(
@@ -42,6 +44,7 @@ async def serve(settings: WorkerSettings, lifecycle: Lifecycle) -> None:
         engines=settings.engines,
         threads=settings.engine_threads,
     )
+    shrink_heap()
     readiness = asyncio.create_task(_publish_readiness(host, grpc_host))
     if registration is not None:
         registration.start()

@@ -345,7 +345,7 @@ class Residency:
         )
         resident.facts = await engine.load(model, sink)
         resident.pieces = Pieces(vocabulary.token_bytes, resident.facts.vocabulary_size)
-        resident.warm_id = next(i for i, text in enumerate(resident.pieces.texts) if text)
+        resident.warm_id = next(i for i in range(vocabulary.size) if resident.pieces.text_of(i))
         job.report(Stage.STAGE_WARMING_UP)
         await self._dispatcher.canary(resident, self._canary_timeout_s)
 

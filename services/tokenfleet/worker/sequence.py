@@ -90,8 +90,8 @@ def check_lengths(submit: worker_pb2.Submit, token_ids: SequenceOf[int], residen
             field="max_tokens",
         )
     highest = max(token_ids)
-    if highest >= len(resident.pieces.texts):
-        raise invalid("token_ids", f"{highest} is not in the vocabulary of {len(resident.pieces.texts)} ids")
+    if highest >= resident.pieces.size:
+        raise invalid("token_ids", f"{highest} is not in the vocabulary of {resident.pieces.size} ids")
 
 
 def check_features(sampling: common_pb2.SamplingParams, resident: Resident) -> None:

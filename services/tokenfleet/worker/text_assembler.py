@@ -15,12 +15,24 @@ _UTF8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Pieces:
-    """A vocabulary prepared for assembling: each id's bytes, and its text where it is text by itself."""
+    """A vocabulary for assembling: each id's bytes, and its text where it is text by itself."""
 
     def __init__(self, token_bytes: Sequence[bytes], size: int = 0) -> None:
         """`size`: ids up to it are known too, and have no text. Models pad their vocabularies."""
-        self.token_bytes = [*token_bytes, *[b""] * (size - len(token_bytes))]
-        self.texts = [_text(content) for content in self.token_bytes]
+        self.token_bytes = token_bytes
+        self.size = max(size, len(token_bytes))
+
+    def bytes_of(self, token: int) -> bytes:
+        return self.token_bytes[token] if token < len(self.token_bytes) else b""
+
+    def text_of(self, token: int) -> str | None:
+        """None where it is only a part of a character."""
+        try:
+            return self.token_bytes[token].decode()
+        except UnicodeDecodeError:
+            return None
+        except IndexError:
+            return ""
 
 
 class TextAssembler:
@@ -33,7 +45,7 @@ class TextAssembler:
         "_pieces",
         "_protected",
         "_stops",
-        "_texts",
+        "_text_of",
         "excess",
         "stop_matched",
     )
@@ -41,7 +53,7 @@ class TextAssembler:
     def __init__(self, pieces: Pieces, stops: Sequence[str] = (), min_tokens: int = 0) -> None:
         """Stop strings that end within the first `min_tokens` tokens do not count."""
         self._pieces = pieces
-        self._texts = pieces.texts
+        self._text_of = pieces.text_of
         self._stops = tuple(stops)
         self._protected = min_tokens
         self._decoder: codecs.IncrementalDecoder | None = None
@@ -55,7 +67,7 @@ class TextAssembler:
         if self._stops:
             return self._push_watching(ids)
         if len(ids) == 1 and not self._mid_character:
-            text = self._texts[ids[0]]
+            text = self._text_of(ids[0])
             if text is not None:
                 return text
         return "".join([self._decode(token) for token in ids])
@@ -85,12 +97,12 @@ class TextAssembler:
 
     def _decode(self, token: int) -> str:
         if not self._mid_character:
-            text = self._texts[token]
+            text = self._text_of(token)
             if text is not None:
                 return text
         if self._decoder is None:
             self._decoder = _UTF8("replace")
-        decoded = self._decoder.decode(self._pieces.token_bytes[token])
+        decoded = self._decoder.decode(self._pieces.bytes_of(token))
         self._mid_character = bool(self._decoder.getstate()[0])
         return decoded
 
@@ -129,10 +141,3 @@ def _beginning(text: str, stop: str) -> int:
             return start
         start = text.find(stop[0], start + 1)
     return len(text)
-
-
-def _text(content: bytes) -> str | None:
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return None

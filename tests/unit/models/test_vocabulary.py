@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_special_tokens_have_no_bytes(tmp_path: Path) -> None:
     bundle = convert(tiny_model.write_gguf(tmp_path / "model.gguf"), tmp_path)
     vocabulary = load_vocabulary(bundle)
     assert vocabulary.special_ids == {0, 1, 2}
-    assert vocabulary.token_bytes[:3] == [b"", b"", b""]
+    assert list(vocabulary.token_bytes[:3]) == [b"", b"", b""]
     assert vocabulary.size == len(tiny_model.tokens())
 
 
@@ -59,18 +60,38 @@ def test_sentencepiece(tmp_path: Path) -> None:
     )
     vocabulary = load_vocabulary(bundle)
     expected = [b"", b" Hello", b" ", b"\n", b"\xf0", "é".encode(), b"", b"", b"<tool>"]
-    assert vocabulary.token_bytes == expected, "ids that no token has are empty"
+    assert list(vocabulary.token_bytes) == expected, "ids that no token has are empty"
 
 
 def test_unigram_vocabularies_are_lists(tmp_path: Path) -> None:
     tokenizer = {"model": {"vocab": [["<unk>", 0.0], ["▁a", -1.5]]}, "decoder": {"type": "Metaspace"}}
-    assert load_vocabulary(bundle_of(tmp_path / "tokenizer.json", tokenizer)).token_bytes == [b"<unk>", b" a"]
+    vocabulary = load_vocabulary(bundle_of(tmp_path / "tokenizer.json", tokenizer))
+    assert list(vocabulary.token_bytes) == [b"<unk>", b" a"]
 
 
 def test_plain_text_among_byte_level_tokens(tmp_path: Path) -> None:
     tokenizer = {"model": {"vocab": {"Ġa": 0, "▁中": 1, "Ċ": 2}}, "decoder": {"type": "ByteLevel"}}
     vocabulary = load_vocabulary(bundle_of(tmp_path / "tokenizer.json", tokenizer))
-    assert vocabulary.token_bytes == [b" a", "▁中".encode(), b"\n"]
+    assert list(vocabulary.token_bytes) == [b" a", "▁中".encode(), b"\n"]
+
+
+def test_a_token_shown_alone(tmp_path: Path) -> None:
+    tokenizer = {"model": {"vocab": {"Ġa": 0, "Ã": 1}}, "decoder": {"type": "ByteLevel"}}
+    vocabulary = load_vocabulary(bundle_of(tmp_path / "tokenizer.json", tokenizer))
+    assert [vocabulary.text_of(token) for token in range(3)] == [" a", "\N{REPLACEMENT CHARACTER}", ""]
+
+
+def test_a_vocabulary_that_is_gone_leaves_nothing_behind(tmp_path: Path) -> None:
+    """What stays pins the memory around it: a worker that loads and unloads would grow."""
+    tokenizer = {
+        "model": {"vocab": {f"one-of-many-{index}": index for index in range(5_000)}},
+        "decoder": {"type": "ByteLevel"},
+    }
+    bundle = bundle_of(tmp_path / "tokenizer.json", tokenizer)
+    del tokenizer
+    before = sys.getallocatedblocks()
+    assert load_vocabulary(bundle).size == 5_000
+    assert sys.getallocatedblocks() - before < 500
 
 
 def test_another_family_is_refused(tmp_path: Path) -> None:

@@ -9,15 +9,15 @@ byte that has no token of its own.
 from __future__ import annotations
 
 import codecs
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.models.bundle import TokenizerBundle, load_failed
+from tokenfleet.runtime.models.token_bytes import TokenBytes
 from tokenfleet.v1 import common_pb2
 
 _SPACE = "▁"
@@ -28,18 +28,23 @@ _RAW_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Vocabulary:
     """Indexed by id. Special tokens, and ids that no token has, are b""."""
 
-    token_bytes: list[bytes]
+    token_bytes: Sequence[bytes]
     special_ids: frozenset[int]
 
     @property
     def size(self) -> int:
         return len(self.token_bytes)
 
+    def text_of(self, token: int) -> str:
+        """To be shown alone: a part of a character as U+FFFD, an id that is not known as nothing."""
+        return self.token_bytes[token].decode(errors="replace") if token < self.size else ""
+
 
 def load_vocabulary(bundle: TokenizerBundle) -> Vocabulary:
     """Raises FleetError when the file is broken or its decoder is of neither family."""
     try:
-        tokenizer = orjson.loads(bundle.tokenizer_json.read_bytes())
+        # not orjson, which keeps the keys of what it read: here those are tokens
+        tokenizer = json.loads(bundle.tokenizer_json.read_bytes())
         vocabulary: dict[str, int] = _vocabulary_of(tokenizer["model"])
         added: list[dict[str, Any]] = tokenizer.get("added_tokens") or []
         decoders = {decoder["type"] for decoder in _flat(tokenizer.get("decoder"))}
@@ -52,7 +57,7 @@ def load_vocabulary(bundle: TokenizerBundle) -> Vocabulary:
         token_bytes[index] = content
     for token in added:
         token_bytes[token["id"]] = b"" if token.get("special") else token["content"].encode()
-    return Vocabulary(token_bytes, special)
+    return Vocabulary(TokenBytes(token_bytes), special)
 
 
 def _vocabulary_of(model: dict[str, Any]) -> dict[str, int]:

@@ -1,13 +1,17 @@
-"""Engines by name, imported when a model first wants one: a worker that simulates loads no llama.cpp."""
+"""Engines by name, imported by the workers that host them: one that simulates loads no llama.cpp."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import cast
 
 from tokenfleet.runtime.errors import FleetError
+from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import EngineFactory
+
+log = get_logger(__name__)
 
 ENGINES = {
     "llamacpp": "tokenfleet.worker.engines.llamacpp.engine:LlamaCppEngine",
@@ -17,6 +21,15 @@ ENGINES = {
     "trtllm": "tokenfleet.worker.engines.trtllm.engine:TrtllmEngine",
     "vllm": "tokenfleet.worker.engines.vllm.engine:VllmEngine",
 }
+
+
+def import_engines(names: Iterable[str]) -> None:
+    """Before the first model comes: what stays with the worker anyway shall not lie among what goes again."""
+    for name in names:
+        try:
+            engine_factory(name)
+        except FleetError as error:
+            log.warning("engine cannot be hosted", engine=name, detail=error.message)
 
 
 def engine_factory(name: str) -> EngineFactory:

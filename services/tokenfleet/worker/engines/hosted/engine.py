@@ -127,7 +127,7 @@ class HostedEngine:
         self._hosted = self.host(model)
         self._sink = sink
         self._block_size = model.block_size
-        self._texts = [content.decode(errors="replace") for content in model.vocabulary.token_bytes]
+        self._vocabulary = model.vocabulary
         await self._lives.begin()
         return self._facts
 
@@ -247,13 +247,13 @@ class HostedEngine:
         return job.finished(_REASONS[how], error)
 
     def _logprobs(self, key: int, token: int, logprob: float, top: list[tuple[int, float]]) -> Logprobs:
-        texts = self._texts
+        text_of = self._vocabulary.text_of
         alternatives = [
-            worker_pb2.TokenLogprobs.Alternative(token_id=one, text=texts[one], logprob=likelihood)
+            worker_pb2.TokenLogprobs.Alternative(token_id=one, text=text_of(one), logprob=likelihood)
             for one, likelihood in top
         ]
         return key, worker_pb2.TokenLogprobs(
-            token_id=token, text=texts[token], logprob=logprob, top=alternatives
+            token_id=token, text=text_of(token), logprob=logprob, top=alternatives
         )
 
     def _left(self, job: _Job) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 # Beyond a few bytes it is no part of a character, and the search would grow.
 _MOST_BYTES = 32
 _MOST_TOKENS = 6
+# What the server makes of bytes that are no character.
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Recovery:
@@ -23,9 +25,9 @@ class Recovery:
 
     def __init__(self, token_bytes: Sequence[bytes]) -> None:
         self._token_bytes = token_bytes
-        self._ids: dict[bytes, int] = {}
+        self._ids: dict[bytes, int] = {}  # few: what is whole characters is told at once
         for index, content in enumerate(token_bytes):
-            if content:
+            if _REPLACEMENT in content.decode(errors="replace"):
                 self._ids.setdefault(content, index)
 
     def missing(self, text: str, count: int, last: int) -> list[int]:

@@ -190,17 +190,14 @@ class RemoteEngine:
         self._logprobs += [(sequence.key, self._record(one)) for one in told]
 
     def _record(self, said: TokenLogprob) -> worker_pb2.TokenLogprobs:
+        text_of = self._model.vocabulary.text_of
         top = [
-            worker_pb2.TokenLogprobs.Alternative(token_id=token, text=self._text(token), logprob=logprob)
+            worker_pb2.TokenLogprobs.Alternative(token_id=token, text=text_of(token), logprob=logprob)
             for token, logprob in said.top
         ]
         return worker_pb2.TokenLogprobs(
-            token_id=said.token_id, text=self._text(said.token_id), logprob=said.logprob, top=top
+            token_id=said.token_id, text=text_of(said.token_id), logprob=said.logprob, top=top
         )
-
-    def _text(self, token: int) -> str:
-        known = self._model.vocabulary.token_bytes
-        return known[token].decode(errors="replace") if token < len(known) else ""
 
     def _finish(self, sequence: RemoteSequence, record: Finished) -> None:
         self._forget(sequence)
