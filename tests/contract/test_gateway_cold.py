@@ -19,7 +19,9 @@ CATALOG = [
     letters("third"),
 ]
 BROKEN = pb.Failure(reason=pb.REASON_LOAD_FAILED, message="weights are truncated", retry_after_ms=7000)
-NO_ROOM = pb.Failure(reason=pb.REASON_OUT_OF_MEMORY, message="add a worker", retry_after_ms=5000)
+NO_ROOM = pb.Failure(
+    reason=pb.REASON_OUT_OF_MEMORY, message="add a worker", retry_after_ms=5000, missing_bytes=3 << 30
+)
 NEVER = {"X-Tokenfleet-Fallback": "never"}
 FALLBACK = "x-tokenfleet-fallback"
 
@@ -64,6 +66,7 @@ async def test_where_all_fail_the_first_is_why() -> None:
         assert response.status_code == 503
         assert response.headers["retry-after"] == "7"
         assert response.json()["error"]["code"] == "load_failed"
+        assert "missing_bytes" not in response.json()["error"]
         assert "truncated" in response.json()["error"]["message"]
 
 
@@ -72,7 +75,8 @@ async def test_a_client_can_forbid_it() -> None:
         fleet.router.failures["letters"] = NO_ROOM
         refused = await fleet.http.post(CHAT, json=chat("hey"), headers=NEVER)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-        assert refused.json()["error"]["code"] == "out_of_memory"
+        error = refused.json()["error"]
+        assert (error["code"], error["missing_bytes"]) == ("out_of_memory", 3 << 30)
         odd = await fleet.http.post(CHAT, json=chat("hey"), headers={FALLBACK: "maybe"})
         assert (odd.status_code, odd.json()["error"]["param"]) == (400, "X-Tokenfleet-Fallback")
 
@@ -232,4 +236,4 @@ async def test_the_sdk_says_who_answered(kind: str) -> None:
         assert (result.fallback.requested, result.fallback.reason) == ("letters", "out_of_memory")
         assert result.text == answer("hey", 5)
         error = await client.failure("chat", "letters", "hey", max_tokens=5, no_fallback=True)
-        assert error.reason == "out_of_memory"
+        assert (error.reason, error.missing_bytes) == ("out_of_memory", 3 << 30)

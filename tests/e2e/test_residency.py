@@ -120,7 +120,7 @@ async def test_a_model_for_which_there_is_no_memory_is_a_typed_error_and_a_hint(
             body = {"model": "big", "prompt": "x", "max_tokens": 1}
             response = await client.post(f"{fleet.http_url}/v1/completions", json=body)
         error = response.json()["error"]
-        assert error["code"] == "out_of_memory"
+        assert (error["code"], error["missing_bytes"]) == ("out_of_memory", 500)
         assert "pinned models keep 600" in error["message"]
         assert (
             await loader_metric(fleet, 'tokenfleet_model_loader_wants_memory_bytes{engine="sim",model="big"}')

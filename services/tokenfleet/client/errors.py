@@ -33,6 +33,7 @@ class FleetError(Exception):
         retry_after_s: float = 0.0,
         field: str = "",
         request_id: str = "",
+        missing_bytes: int = 0,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -40,6 +41,7 @@ class FleetError(Exception):
         self.code = code  # None when the request was never sent
         self.retry_after_s = retry_after_s  # seconds; 0: no advice
         self.field = field  # of the request, where one is at fault
+        self.missing_bytes = missing_bytes  # of memory, where no worker has enough for the model
         self.request_id = request_id  # for the operator, who finds the request in the logs by it
 
 
@@ -164,7 +166,7 @@ def from_call(
             for detail in status_pb2.Status.FromString(value).details:
                 if not detail.Unpack(info):
                     detail.Unpack(retry)
-    reason = info.reason.lower()
+    reason, missing = info.reason.lower(), info.metadata["missing_bytes"]
     kind = _kind(code, reason, details)
     if begun and kind in _BREAKING:
         kind = StreamBroken
@@ -178,6 +180,7 @@ def from_call(
         retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9,
         field=info.metadata["field"],
         request_id=request_id,
+        missing_bytes=int(missing) if missing.isdecimal() else 0,
     )
 
 

@@ -188,7 +188,7 @@ def _naming(field: str) -> Iterator[None]:
         raise _invalid(field, "the text holds a lone surrogate, which is not valid Unicode") from error
     except KeyError as error:
         raise _invalid(field, f"{error} is missing") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise _invalid(field, str(error)) from error
 
 

@@ -38,7 +38,13 @@ class ModelUnavailable(FleetError):
 
     @classmethod
     def of(cls, error: FleetError) -> ModelUnavailable:
-        return cls(error.reason, error.message, retry_after_s=error.retry_after_s, field=error.field)
+        return cls(
+            error.reason,
+            error.message,
+            retry_after_s=error.retry_after_s,
+            field=error.field,
+            missing_bytes=error.missing_bytes,
+        )
 
 
 @dataclass(slots=True, frozen=True)

@@ -43,6 +43,7 @@ class Flight:
                     reason=common_pb2.Reason.Value(f"REASON_{settlement.reason.upper()}"),
                     message=settlement.message,
                     retry_after_ms=round(settlement.retry_after_s * 1000),
+                    missing_bytes=settlement.missing_bytes,
                 )
             )
         else:

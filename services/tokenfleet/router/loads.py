@@ -83,7 +83,8 @@ class LoadCalls:
         else:
             reason = reason_name(failure.reason)
             log.warning("load failed", model=wish.model, reason=reason, error=failure.message)
-            scheduler.load_failed(wish, reason, failure.message, failure.retry_after_ms / 1000, now)
+            retry_after_s = failure.retry_after_ms / 1000
+            scheduler.load_failed(wish, reason, failure.message, retry_after_s, now, failure.missing_bytes)
         self.dispatcher.flush()
 
     async def _ensure(self, wish: LoadWish) -> common_pb2.Failure | None:

@@ -151,6 +151,7 @@ def failure(refused: Refused) -> common_pb2.Failure:
         reason=common_pb2.Reason.Value(f"REASON_{refused.reason.upper()}"),
         message=refused.message,
         retry_after_ms=round(refused.retry_after_s * 1000),
+        missing_bytes=refused.missing_bytes,
     )
 
 

@@ -54,12 +54,14 @@ class FleetError(Exception):
         *,
         retry_after_s: float = 0.0,
         field: str = "",
+        missing_bytes: int = 0,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.retry_after_s = retry_after_s
         self.field = field
+        self.missing_bytes = missing_bytes  # of memory, where that is what lacks
 
     @property
     def reason_name(self) -> str:
@@ -76,6 +78,7 @@ class FleetError(Exception):
             message=self.message,
             retry_after_ms=round(self.retry_after_s * 1000),
             field=self.field,
+            missing_bytes=self.missing_bytes,
         )
 
     @classmethod
@@ -85,6 +88,7 @@ class FleetError(Exception):
             failure.message,
             retry_after_s=failure.retry_after_ms / 1000,
             field=failure.field,
+            missing_bytes=failure.missing_bytes,
         )
 
 
@@ -98,6 +102,8 @@ def to_status(error: FleetError) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(reason=reason_name(error.reason).upper(), domain=DOMAIN)
     if error.field:
         info.metadata["field"] = error.field
+    if error.missing_bytes:
+        info.metadata["missing_bytes"] = str(error.missing_bytes)
     details = [any_pb2.Any()]
     details[0].Pack(info)
     if error.retry_after_s > 0:
@@ -142,7 +148,12 @@ def _from_status(status: status_pb2.Status, error: grpc.aio.AioRpcError) -> Flee
         status.message,
         retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9,
         field=info.metadata.get("field", ""),
+        missing_bytes=_whole(info.metadata.get("missing_bytes", "")),
     )
+
+
+def _whole(number: str) -> int:
+    return int(number) if number.isdecimal() else 0
 
 
 def _untyped_reason(code: grpc.StatusCode) -> common_pb2.Reason.ValueType:

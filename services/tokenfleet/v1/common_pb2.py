@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atokenfleet/v1/common.proto\x12\rtokenfleet.v1\"h\n\x07\x46\x61ilure\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.tokenfleet.v1.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\x12\r\n\x05\x66ield\x18\x04 \x01(\t\"\x9e\x01\n\x0eRequestContext\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12)\n\x08priority\x18\x03 \x01(\x0e\x32\x17.tokenfleet.v1.Priority\x12\x13\n\x0b\x63lient_zone\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\\\n\x0b\x46ingerprint\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\"\xcd\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x12\x12\n\nmin_tokens\x18\x0c \x01(\r\x12\x15\n\x08logprobs\x18\r \x01(\rH\x08\x88\x01\x01\x12\x13\n\x0bjson_schema\x18\x0e \x01(\t\x12@\n\nlogit_bias\x18\x0f \x03(\x0b\x32,.tokenfleet.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\x84\x03\n\x0cLoadProgress\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\x05stage\x18\x02 \x01(\x0e\x32!.tokenfleet.v1.LoadProgress.Stage\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x0e\n\x06\x65ta_ms\x18\x05 \x01(\r\x12\'\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x16.tokenfleet.v1.Failure\x12\x11\n\tworker_id\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\"\xad\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_FETCHING\x10\x02\x12\x13\n\x0fSTAGE_VERIFYING\x10\x03\x12\x19\n\x15STAGE_STARTING_ENGINE\x10\x04\x12\x14\n\x10STAGE_WARMING_UP\x10\x05\x12\x0f\n\x0bSTAGE_READY\x10\x06\x12\x10\n\x0cSTAGE_FAILED\x10\x07\"\xc4\x04\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x15\n\rsystem_prompt\x18\x06 \x01(\t\x12/\n\x06policy\x18\x07 \x01(\x0e\x32\x1f.tokenfleet.v1.ModelSpec.Policy\x12\x36\n\x07\x65ngines\x18\x08 \x03(\x0b\x32%.tokenfleet.v1.ModelSpec.EngineConfig\x12\x10\n\x08\x66\x61llback\x18\t \x01(\t\x12\x10\n\x08replicas\x18\n \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x0b \x01(\x04\x12\x18\n\x10tokenizer_source\x18\x0c \x01(\t\x1a\xc2\x01\n\x0c\x45ngineConfig\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12G\n\targuments\x18\x02 \x03(\x0b\x32\x34.tokenfleet.v1.ModelSpec.EngineConfig.ArgumentsEntry\x12\x15\n\rweights_bytes\x18\x03 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x04 \x01(\x04\x1a\x30\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOLICY_WARM\x10\x01\x12\x0f\n\x0bPOLICY_LAZY\x10\x02*i\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x15\n\x11PRIORITY_STANDARD\x10\x02\x12\x12\n\x0ePRIORITY_BATCH\x10\x03*\x96\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x04*\xbb\x04\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17REASON_INVALID_ARGUMENT\x10\x01\x12\x1a\n\x16REASON_MODEL_NOT_FOUND\x10\x02\x12\"\n\x1eREASON_CONTEXT_LENGTH_EXCEEDED\x10\x03\x12\x16\n\x12REASON_UNSUPPORTED\x10\x04\x12\x1a\n\x16REASON_UNAUTHENTICATED\x10\x05\x12\x1c\n\x18REASON_PERMISSION_DENIED\x10\x06\x12\x19\n\x15REASON_QUOTA_EXCEEDED\x10\x07\x12\x15\n\x11REASON_QUEUE_FULL\x10\x08\x12\x14\n\x10REASON_NO_WORKER\x10\t\x12\x17\n\x13REASON_NOT_RESIDENT\x10\n\x12\x13\n\x0fREASON_DRAINING\x10\x0b\x12\x1c\n\x18REASON_DEADLINE_EXCEEDED\x10\x0c\x12\x14\n\x10REASON_CANCELLED\x10\r\x12\x18\n\x14REASON_ENGINE_FAILED\x10\x0e\x12\x18\n\x14REASON_OUT_OF_MEMORY\x10\x0f\x12\x16\n\x12REASON_WORKER_LOST\x10\x10\x12\x1c\n\x18REASON_RESUME_IMPOSSIBLE\x10\x11\x12\x16\n\x12REASON_LOAD_FAILED\x10\x12\x12\x18\n\x14REASON_SLOW_CONSUMER\x10\x13\x12\x13\n\x0fREASON_INTERNAL\x10\x14\x12\x0f\n\x0bREASON_BUSY\x10\x15\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atokenfleet/v1/common.proto\x12\rtokenfleet.v1\"\x7f\n\x07\x46\x61ilure\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.tokenfleet.v1.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x15\n\rmissing_bytes\x18\x05 \x01(\x04\"\x9e\x01\n\x0eRequestContext\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12)\n\x08priority\x18\x03 \x01(\x0e\x32\x17.tokenfleet.v1.Priority\x12\x13\n\x0b\x63lient_zone\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\\\n\x0b\x46ingerprint\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\"\xcd\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x12\x12\n\nmin_tokens\x18\x0c \x01(\r\x12\x15\n\x08logprobs\x18\r \x01(\rH\x08\x88\x01\x01\x12\x13\n\x0bjson_schema\x18\x0e \x01(\t\x12@\n\nlogit_bias\x18\x0f \x03(\x0b\x32,.tokenfleet.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\x84\x03\n\x0cLoadProgress\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\x05stage\x18\x02 \x01(\x0e\x32!.tokenfleet.v1.LoadProgress.Stage\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x0e\n\x06\x65ta_ms\x18\x05 \x01(\r\x12\'\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x16.tokenfleet.v1.Failure\x12\x11\n\tworker_id\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\"\xad\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_FETCHING\x10\x02\x12\x13\n\x0fSTAGE_VERIFYING\x10\x03\x12\x19\n\x15STAGE_STARTING_ENGINE\x10\x04\x12\x14\n\x10STAGE_WARMING_UP\x10\x05\x12\x0f\n\x0bSTAGE_READY\x10\x06\x12\x10\n\x0cSTAGE_FAILED\x10\x07\"\xc4\x04\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x15\n\rsystem_prompt\x18\x06 \x01(\t\x12/\n\x06policy\x18\x07 \x01(\x0e\x32\x1f.tokenfleet.v1.ModelSpec.Policy\x12\x36\n\x07\x65ngines\x18\x08 \x03(\x0b\x32%.tokenfleet.v1.ModelSpec.EngineConfig\x12\x10\n\x08\x66\x61llback\x18\t \x01(\t\x12\x10\n\x08replicas\x18\n \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x0b \x01(\x04\x12\x18\n\x10tokenizer_source\x18\x0c \x01(\t\x1a\xc2\x01\n\x0c\x45ngineConfig\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12G\n\targuments\x18\x02 \x03(\x0b\x32\x34.tokenfleet.v1.ModelSpec.EngineConfig.ArgumentsEntry\x12\x15\n\rweights_bytes\x18\x03 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x04 \x01(\x04\x1a\x30\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOLICY_WARM\x10\x01\x12\x0f\n\x0bPOLICY_LAZY\x10\x02*i\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x15\n\x11PRIORITY_STANDARD\x10\x02\x12\x12\n\x0ePRIORITY_BATCH\x10\x03*\x96\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x04*\xbb\x04\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17REASON_INVALID_ARGUMENT\x10\x01\x12\x1a\n\x16REASON_MODEL_NOT_FOUND\x10\x02\x12\"\n\x1eREASON_CONTEXT_LENGTH_EXCEEDED\x10\x03\x12\x16\n\x12REASON_UNSUPPORTED\x10\x04\x12\x1a\n\x16REASON_UNAUTHENTICATED\x10\x05\x12\x1c\n\x18REASON_PERMISSION_DENIED\x10\x06\x12\x19\n\x15REASON_QUOTA_EXCEEDED\x10\x07\x12\x15\n\x11REASON_QUEUE_FULL\x10\x08\x12\x14\n\x10REASON_NO_WORKER\x10\t\x12\x17\n\x13REASON_NOT_RESIDENT\x10\n\x12\x13\n\x0fREASON_DRAINING\x10\x0b\x12\x1c\n\x18REASON_DEADLINE_EXCEEDED\x10\x0c\x12\x14\n\x10REASON_CANCELLED\x10\r\x12\x18\n\x14REASON_ENGINE_FAILED\x10\x0e\x12\x18\n\x14REASON_OUT_OF_MEMORY\x10\x0f\x12\x16\n\x12REASON_WORKER_LOST\x10\x10\x12\x1c\n\x18REASON_RESUME_IMPOSSIBLE\x10\x11\x12\x16\n\x12REASON_LOAD_FAILED\x10\x12\x12\x18\n\x14REASON_SLOW_CONSUMER\x10\x13\x12\x13\n\x0fREASON_INTERNAL\x10\x14\x12\x0f\n\x0bREASON_BUSY\x10\x15\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,34 +35,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_MODELSPEC_ENGINECONFIG_ARGUMENTSENTRY']._loaded_options = None
   _globals['_MODELSPEC_ENGINECONFIG_ARGUMENTSENTRY']._serialized_options = b'8\001'
-  _globals['_PRIORITY']._serialized_start=2054
-  _globals['_PRIORITY']._serialized_end=2159
-  _globals['_FINISHREASON']._serialized_start=2162
-  _globals['_FINISHREASON']._serialized_end=2312
-  _globals['_REASON']._serialized_start=2315
-  _globals['_REASON']._serialized_end=2886
+  _globals['_PRIORITY']._serialized_start=2077
+  _globals['_PRIORITY']._serialized_end=2182
+  _globals['_FINISHREASON']._serialized_start=2185
+  _globals['_FINISHREASON']._serialized_end=2335
+  _globals['_REASON']._serialized_start=2338
+  _globals['_REASON']._serialized_end=2909
   _globals['_FAILURE']._serialized_start=45
-  _globals['_FAILURE']._serialized_end=149
-  _globals['_REQUESTCONTEXT']._serialized_start=152
-  _globals['_REQUESTCONTEXT']._serialized_end=310
-  _globals['_FINGERPRINT']._serialized_start=312
-  _globals['_FINGERPRINT']._serialized_end=404
-  _globals['_SAMPLINGPARAMS']._serialized_start=407
-  _globals['_SAMPLINGPARAMS']._serialized_end=996
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=814
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=862
-  _globals['_USAGE']._serialized_start=998
-  _globals['_USAGE']._serialized_end=1078
-  _globals['_LOADPROGRESS']._serialized_start=1081
-  _globals['_LOADPROGRESS']._serialized_end=1469
-  _globals['_LOADPROGRESS_STAGE']._serialized_start=1296
-  _globals['_LOADPROGRESS_STAGE']._serialized_end=1469
-  _globals['_MODELSPEC']._serialized_start=1472
-  _globals['_MODELSPEC']._serialized_end=2052
-  _globals['_MODELSPEC_ENGINECONFIG']._serialized_start=1790
-  _globals['_MODELSPEC_ENGINECONFIG']._serialized_end=1984
-  _globals['_MODELSPEC_ENGINECONFIG_ARGUMENTSENTRY']._serialized_start=1936
-  _globals['_MODELSPEC_ENGINECONFIG_ARGUMENTSENTRY']._serialized_end=1984
-  _globals['_MODELSPEC_POLICY']._serialized_start=1986
-  _globals['_MODELSPEC_POLICY']._serialized_end=2052
+  _globals['_FAILURE']._serialized_end=172
+  _globals['_REQUESTCONTEXT']._serialized_start=175
+  _globals['_REQUESTCONTEXT']._serialized_end=333
+  _globals['_FINGERPRINT']._serialized_start=335
+  _globals['_FINGERPRINT']._serialized_end=427
+  _globals['_SAMPLINGPARAMS']._serialized_start=430
+  _globals['_SAMPLINGPARAMS']._serialized_end=1019
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=837
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=885
+  _globals['_USAGE']._serialized_start=1021
+  _globals['_USAGE']._serialized_end=1101
+  _globals['_LOADPROGRESS']._serialized_start=1104
+  _globals['_LOADPROGRESS']._serialized_end=1492
+  _globals['_LOADPROGRESS_STAGE']._serialized_start=1319
+  _globals['_LOADPROGRESS_STAGE']._serialized_end=1492
+  _globals['_MODELSPEC']._serialized_start=1495
+  _globals['_MODELSPEC']._serialized_end=2075
+  _globals['_MODELSPEC_ENGINECONFIG']._serialized_start=1813
+  _globals['_MODELSPEC_ENGINECONFIG']._serialized_end=2007
+  _globals['_MODELSPEC_ENGINECONFIG_ARGUMENTSENTRY']._serialized_start=1959
+  _globals['_MODELSPEC_ENGINECONFIG_ARGUMENTSENTRY']._serialized_end=2007
+  _globals['_MODELSPEC_POLICY']._serialized_start=2009
+  _globals['_MODELSPEC_POLICY']._serialized_end=2075
 # @@protoc_insertion_point(module_scope)

@@ -170,6 +170,7 @@ class Failure(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
+    MISSING_BYTES_FIELD_NUMBER: _builtins.int
     reason: Global___Reason.ValueType
     message: _builtins.str
     """for people: what happened and what to do about it"""
@@ -177,6 +178,8 @@ class Failure(_message.Message):
     """0: no advice"""
     field: _builtins.str
     """the request field at fault, where there is one"""
+    missing_bytes: _builtins.int
+    """OUT_OF_MEMORY: so much more memory would do on the roomiest worker; 0: not known"""
     def __init__(
         self,
         *,
@@ -184,10 +187,11 @@ class Failure(_message.Message):
         message: _builtins.str = ...,
         retry_after_ms: _builtins.int = ...,
         field: _builtins.str = ...,
+        missing_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message", "missing_bytes", b"missing_bytes", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

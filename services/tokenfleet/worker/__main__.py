@@ -22,7 +22,7 @@ _FAREWELL_S = 0.5
 
 
 async def serve(settings: WorkerSettings, lifecycle: Lifecycle) -> None:
-    import_engines(settings.engines)
+    await asyncio.to_thread(import_engines, settings.engines)
     host = WorkerHost(settings)
     links = LinkServer(settings.advertise_host)
     grpc_host = GrpcHost(

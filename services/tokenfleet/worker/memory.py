@@ -58,6 +58,7 @@ class Memory:
             common_pb2.REASON_OUT_OF_MEMORY,
             f"model {model} needs {needed} bytes for weights and KV, but of this worker's "
             f"{self.budget_bytes} bytes {held} are taken: unload a model first{lost}",
+            missing_bytes=held + needed - self.budget_bytes,
         )
 
     def now(self) -> int:

@@ -62,7 +62,7 @@ def test_every_reason_is_covered() -> None:
 @pytest.mark.parametrize("begun", [False, True])
 def test_each_reason_has_its_error(name: str, begun: bool) -> None:
     reason = common_pb2.Reason.Value(f"REASON_{name}")
-    sent = server.FleetError(reason, "what happened", retry_after_s=1.25, field="f")
+    sent = server.FleetError(reason, "what happened", retry_after_s=1.25, field="f", missing_bytes=7)
     error = received(sent, begun=begun)
     expected = OF_REASON[name]
     if begun and not issubclass(expected, NOT_BREAKING):
@@ -70,6 +70,7 @@ def test_each_reason_has_its_error(name: str, begun: bool) -> None:
     assert type(error) is expected
     assert (error.message, error.reason, error.retry_after_s) == ("what happened", name.lower(), 1.25)
     assert (error.field, error.request_id, error.code) == ("f", "r-1", sent.status_code)
+    assert error.missing_bytes == 7
     assert str(error) == "what happened"
     assert error.remedy
 

@@ -4,7 +4,7 @@ import json
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tokenfleet.client import GenerationOptions, InvalidRequest, Message
@@ -169,6 +169,7 @@ def test_nothing_is_sent_that_no_server_takes() -> None:
         generate_request("m", "x" * (16 * 1024 * 1024), {})
 
 
+@example(model="m", messages=[], option="ignore_eos", value=1 << 63)
 @given(
     model=st.text(),
     messages=st.lists(

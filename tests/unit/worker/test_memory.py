@@ -65,6 +65,7 @@ def test_a_load_beyond_what_is_left_is_refused_with_what_is_missing() -> None:
     with pytest.raises(FleetError, match="2000000000 more did not come back") as raised:
         machine.memory.check("m", 6_000 * MB, held=4_000 * MB)
     assert raised.value.reason == common_pb2.REASON_OUT_OF_MEMORY
+    assert raised.value.missing_bytes == 6_000 * MB + 4_000 * MB - machine.memory.budget_bytes
 
 
 def test_the_kernels_word_counts_this_process_and_its_children() -> None:

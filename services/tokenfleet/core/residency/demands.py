@@ -28,6 +28,7 @@ class Settlement:
     reason: str = ""
     message: str = ""
     retry_after_s: float = 0.0
+    missing_bytes: int = 0  # of memory, where it ended for want of that
 
 
 class Demands:

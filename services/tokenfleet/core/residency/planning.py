@@ -128,14 +128,14 @@ class Planner:
             return None
         capable = [host for host in allowed if self._capable(entry, host)]
         if capable:
-            message = self._no_room(entry, capable)
-            return Settlement(demand, "", "out_of_memory", message, NO_WORKER_RETRY_S)
+            message, missing = self._no_room(entry, capable)
+            return Settlement(demand, "", "out_of_memory", message, NO_WORKER_RETRY_S, missing)
         engines = " or ".join(need.engine for need in entry.engines)
         message = f"no worker that hosts {engines} is there to load {entry.name}"
         return Settlement(demand, "", "no_worker", message, NO_WORKER_RETRY_S)
 
-    def _no_room(self, entry: Entry, hosts: list[Host]) -> str:
-        """Also leaves word for whoever adds workers."""
+    def _no_room(self, entry: Entry, hosts: list[Host]) -> tuple[str, int]:
+        """Why, and by how many bytes. Also leaves word for whoever adds workers."""
         residency = self._residency
         roomiest = max(hosts, key=self._room.most_bytes)
         need = residency.need_bytes(entry, roomiest)
@@ -143,11 +143,12 @@ class Planner:
         residency.short_of(entry, roomiest, self._now)
         pinned = roomiest.facts.memory_budget_bytes - most
         kept = f", because pinned models keep {pinned}" if pinned > 0 else ""
-        return (
+        message = (
             f"{entry.name} needs {need} bytes, and no worker could have so much for it: "
             f"the most is {most} on {roomiest.name}{kept}; add a worker with more memory for "
             f"{' or '.join(one.engine for one in entry.engines)}, or unpin a model"
         )
+        return message, max(0, need - most)
 
     def _first_quarantine(self, entry: Entry, allowed: list[Host]) -> Quarantine | None:
         backoff = self._residency.backoff

@@ -95,6 +95,7 @@ class Refused:
     retry_after_s: float
     waited_s: float
     scene: Scene
+    missing_bytes: int = 0  # of memory for the model, where that is why
 
 
 Decision = Placed | Queued | Loading | Refused

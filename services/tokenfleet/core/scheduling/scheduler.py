@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -200,7 +200,13 @@ class Scheduler(Generic[R]):
         self._wishes.failed_for_now(wish, now)
 
     def load_failed(
-        self, wish: LoadWish, reason: str, message: str, retry_after_s: float, now: float
+        self,
+        wish: LoadWish,
+        reason: str,
+        message: str,
+        retry_after_s: float,
+        now: float,
+        missing_bytes: int = 0,
     ) -> None:
         """It cannot be loaded: nobody shall wait for it any longer; for a further copy nobody does."""
         if wish.replicas > 1:
@@ -209,7 +215,8 @@ class Scheduler(Generic[R]):
         self._wishes.failed(wish)
         for entry in self._waiting_for(wish):
             self.cancel(entry.item)
-            self._decide(entry.item, self._refuse(entry.item, now, reason, message, retry_after_s))
+            refused = self._refuse(entry.item, now, reason, message, retry_after_s)
+            self._decide(entry.item, replace(refused, missing_bytes=missing_bytes))
 
     # -- time --------------------------------------------------------------------------------------
 

@@ -73,16 +73,17 @@ def error_code(error: FleetError) -> str:
 
 
 def error_body(error: FleetError) -> dict[str, Any]:
-    """OpenAI's error object."""
+    """OpenAI's error object; beside what OpenAI has, how much memory is missing where that is what lacks."""
     status = status_of(error)
-    return {
-        "error": {
-            "message": error.message,
-            "type": _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
-            "param": error.field or None,
-            "code": error_code(error),
-        }
+    detail: dict[str, Any] = {
+        "message": error.message,
+        "type": _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
+        "param": error.field or None,
+        "code": error_code(error),
     }
+    if error.missing_bytes:
+        detail["missing_bytes"] = error.missing_bytes
+    return {"error": detail}
 
 
 def error_headers(error: FleetError) -> list[tuple[bytes, bytes]]:

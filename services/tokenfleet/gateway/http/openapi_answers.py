@@ -31,11 +31,15 @@ class ErrorDetail(TypedDict):
     ]
     param: str | None
     code: str
+    missing_bytes: NotRequired[int]
 
 
 @CLOSED
 class Error(TypedDict):
-    """OpenAI's error object: `message` is for people, `code` for programs, `param` the field at fault."""
+    """OpenAI's error object: `message` is for people, `code` for programs, `param` the field at fault.
+
+    With `out_of_memory`, `missing_bytes` is how much more memory the roomiest worker would need for it.
+    """
 
     error: ErrorDetail
 
