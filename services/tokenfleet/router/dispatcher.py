@@ -42,6 +42,7 @@ from tokenfleet.v1 import router_pb2
 
 TICK_S = 0.05
 NOTHING: frozenset[str] = frozenset()
+FINISHED = router_pb2.Release.OUTCOME_FINISHED
 
 log = get_logger(__name__)
 
@@ -146,13 +147,15 @@ class Dispatcher:
 
     def release(self, ask: Ask, placed: Placed, record: Record | None, told: router_pb2.Release) -> None:
         """A placed request ended, and this is what came of it."""
-        self.scheduler.release(placed.reservation, outcome(told.outcome), self._loop.time())
-        self.metrics.prefix_hit_tokens += told.cached_tokens
-        self.metrics.ended(outcome_name(told.outcome))
-        if told.outcome == router_pb2.Release.OUTCOME_FINISHED:
-            self.scheduler.policy.answered(ask, told.completion_tokens)
-        if placed.forecast is not None and told.ttft_s:
-            self.metrics.prediction_error.observe(abs(told.ttft_s - placed.forecast.ttft_s))
+        ending, metrics, scheduler = told.outcome, self.metrics, self.scheduler
+        scheduler.release(placed.reservation, outcome(ending), self._loop.time())
+        metrics.prefix_hit_tokens += told.cached_tokens
+        metrics.ended(outcome_name(ending))
+        if ending == FINISHED:
+            scheduler.policy.answered(ask, told.completion_tokens)
+        ttft_s = told.ttft_s
+        if ttft_s and placed.forecast is not None:
+            metrics.prediction_error.observe(abs(ttft_s - placed.forecast.ttft_s))
         if record is not None:
             record.actual = told.SerializeToString()
 

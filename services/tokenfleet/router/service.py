@@ -44,7 +44,7 @@ class RouterService(router_pb2_grpc.RouterServicer):
         self._loads = LoadCalls(settings.loader)
         self._dispatcher = Dispatcher(settings, self._catalog, self._loads.start, self._loads.abandon)
         self._loads.dispatcher = self._dispatcher
-        self._worker_watches = WorkerWatches(self._dispatcher)
+        self._worker_watches = WorkerWatches(self._dispatcher, frames=settings.frames)
         self._workers = Discovery(settings.workers, self._worker_watches)
 
     async def run(self, lifecycle: Lifecycle) -> None:

@@ -76,12 +76,13 @@ class Session:
             self._placed[ask.ask_id] = ask, decision, record
             if len(self._placed) > MOST_PLACED:
                 del self._placed[next(iter(self._placed))]
+            reservation, forecast = decision.reservation, decision.forecast
             placement = self._add(ask.ask_id).placement
-            placement.CopyFrom(self._dispatcher.placement(decision.reservation.replica))
-            placement.reservation_id = decision.reservation.id
-            if decision.forecast is not None:
-                placement.predicted_ttft_s = decision.forecast.ttft_s
-                placement.predicted_cached_tokens = decision.forecast.cached_tokens
+            placement.CopyFrom(self._dispatcher.placement(reservation.replica))
+            placement.reservation_id = reservation.id
+            if forecast is not None:
+                placement.predicted_ttft_s = forecast.ttft_s
+                placement.predicted_cached_tokens = forecast.cached_tokens
         elif isinstance(decision, Queued):
             self._waiting[ask.ask_id] = ask
             self._add(ask.ask_id).waiting.CopyFrom(router_pb2.Waiting(position=decision.position))

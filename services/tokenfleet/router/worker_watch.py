@@ -7,10 +7,13 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import grpc
+
 from tokenfleet.router.translate import device, model_loads, placements, worker_facts
 from tokenfleet.runtime.discovery import Peer
 from tokenfleet.runtime.errors import FleetError
-from tokenfleet.runtime.following import Resubscribe, StreamFollower
+from tokenfleet.runtime.following import Framed, Resubscribe, StreamFollower
+from tokenfleet.runtime.links import ACCEPT
 from tokenfleet.runtime.roles import WORKER
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import router_pb2, worker_pb2, worker_pb2_grpc
@@ -27,10 +30,13 @@ log = get_logger(__name__)
 class WorkerWatch:
     """Follows one worker's `Watch` and tells the scheduler."""
 
-    def __init__(self, peer: Peer, watcher_id: str, interval_ms: int, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, peer: Peer, watcher_id: str, interval_ms: int, dispatcher: Dispatcher, *, frames: bool = False
+    ) -> None:
         self.target = peer.target
         self.interval_ms = interval_ms
         self._peer = peer
+        self._watcher_id = watcher_id
         self._left = False
         self.placements: dict[str, router_pb2.Placement] = {}
         self._dispatcher = dispatcher
@@ -44,17 +50,22 @@ class WorkerWatch:
         self._follower = StreamFollower(
             peer.target,
             WORKER,
-            lambda channel: aiter(
-                worker_pb2_grpc.WorkerStub(channel).Watch(
-                    # Without a sequence number: each stream begins with the whole of the caches.
-                    worker_pb2.WatchRequest(
-                        min_interval_ms=self.interval_ms, watcher_id=watcher_id, cache_events=True
-                    )
-                )
-            ),
+            lambda channel: aiter(self._watch(channel)),
             self._received,
             self._broken,
+            Framed(lambda channel: self._watch(channel, ACCEPT), worker_pb2.WatchResponse.FromString)
+            if frames
+            else None,
         )
+
+    def _watch(
+        self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> grpc.aio.UnaryStreamCall[worker_pb2.WatchRequest, worker_pb2.WatchResponse]:
+        # Without a sequence number: each stream begins with the whole of the caches.
+        request = worker_pb2.WatchRequest(
+            min_interval_ms=self.interval_ms, watcher_id=self._watcher_id, cache_events=True
+        )
+        return worker_pb2_grpc.WorkerStub(channel).Watch(request, metadata=metadata)
 
     def start(self) -> None:
         self._follower.start()

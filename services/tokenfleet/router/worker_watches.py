@@ -25,8 +25,10 @@ class WorkerWatches:
     it is its watch that tells when that changes.
     """
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, frames: bool = False) -> None:
+        """`frames`: where workers offer them."""
         self._dispatcher = dispatcher
+        self._frames = frames
         self._watcher_id = f"router-{socket.gethostname()}-{os.getpid()}"
         self._tasks: set[asyncio.Task[None]] = set()
         self._widening: asyncio.TimerHandle | None = None
@@ -39,7 +41,7 @@ class WorkerWatches:
     def peer_came(self, peer: Peer) -> None:
         watches = self._dispatcher.watches
         interval_ms = sample_interval_ms(len(watches) + 1)
-        watch = WorkerWatch(peer, self._watcher_id, interval_ms, self._dispatcher)
+        watch = WorkerWatch(peer, self._watcher_id, interval_ms, self._dispatcher, frames=self._frames)
         self._dispatcher.watch(watch)
         watch.start()
         if self._widening is None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from tokenfleet.runtime.errors import FleetError, abort
-from tokenfleet.runtime.links import LinkServer
+from tokenfleet.runtime.links import Feed, Link, LinkServer
 from tokenfleet.v1 import worker_pb2, worker_pb2_grpc
 from tokenfleet.worker.host import WorkerHost
 from tokenfleet.worker.sequence import invalid
@@ -32,8 +32,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         request: worker_pb2.WatchRequest,
         context: grpc.aio.ServicerContext[worker_pb2.WatchRequest, worker_pb2.WatchResponse],
     ) -> AsyncIterator[worker_pb2.WatchResponse]:
-        del context
-        async for response in self._host.watch.watch(request):
+        responses = self._host.watch.watch(request)
+
+        def feed(link: Link[worker_pb2.WatchResponse]) -> Feed[worker_pb2.WatchResponse]:
+            return Feed(link, responses)
+
+        if await self._links.offer(context, worker_pb2.WatchRequest.FromString, feed):
+            return
+        async for response in responses:
             yield response
 
     async def LoadModel(

@@ -14,7 +14,9 @@ from tokenfleet.runtime.discovery import Peer
 class Watch:
     """Counts how often it was opened."""
 
-    def __init__(self, peer: Peer, watcher_id: str, interval_ms: int, dispatcher: Any) -> None:
+    def __init__(
+        self, peer: Peer, watcher_id: str, interval_ms: int, dispatcher: Any, *, frames: bool
+    ) -> None:
         self.target = peer.target
         self.interval_ms = interval_ms
         self.opened = 0

@@ -1,27 +1,36 @@
 """What the fleet remembers between two changes is what it would find out anew, whatever happened."""
 
+import math
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.scheduling.world import ENGINES, MODEL, World
 from tokenfleet.core.scheduling import Device, Outcome, Phase, ReplicaState
-from tokenfleet.core.scheduling.fleet import LATE, STALE
 
-TARGETS = ("a", "b", "c")
-events = st.tuples(
-    st.sampled_from(TARGETS),
-    st.one_of(
-        st.fixed_dictionaries({"state": st.sampled_from([None, *ReplicaState])}),
-        st.fixed_dictionaries({"phase": st.sampled_from(Phase), "new_life": st.booleans()}),
-        st.sampled_from(["sample", "old", "faulty", "lost", "leave", "expect", "widen", "place", "deny"]),
-        st.sampled_from([0.05, 0.3, 1.0, 4.0]),
-    ),
-)
+TARGETS = ("a", "b")
+AWAY, LOADING = {"state": None}, {"state": ReplicaState.LOADING}
+DRAINING, RESTARTED = {"phase": Phase.DRAINING}, {"new_life": True}
+WHAT: list[Any] = [{}, AWAY, LOADING, DRAINING, RESTARTED, 0.3, 1.0, 4.0]
+WHAT += [
+    "sample",
+    "old",
+    "faulty",
+    "lost",
+    "leave",
+    "expect",
+    "widen",
+    "narrow",
+    "narrow",
+    "unreachable",
+    "not resident",
+]
+events = st.tuples(st.sampled_from(TARGETS), st.sampled_from(WHAT))
 
 
-@given(st.lists(events, max_size=40))
+@given(st.lists(events, min_size=10, max_size=40))
+@settings(max_examples=200)
 def test_vetoes_and_lateness_are_those_of_the_moment(happening: list[tuple[str, Any]]) -> None:
     world = World("predicted")
     for target in TARGETS:
@@ -32,12 +41,15 @@ def test_vetoes_and_lateness_are_those_of_the_moment(happening: list[tuple[str, 
         for limit in (2, 16):
             assert fleet.vetoed(MODEL, ENGINES, limit) == tuple(fleet._vetoes(MODEL, ENGINES))[:limit]
         world.scheduler.tick(world.now)
-        for worker in fleet.workers.values():
-            age_s = world.now - worker.measured_at
-            if worker.connected:
-                assert worker.stale == (age_s > STALE * worker.interval_s)
-                late_s = max(0.0, age_s - LATE * worker.interval_s)
-                assert abs(worker.late_s - late_s) < 1e-9 or worker.stale
+        found, remembered = _lateness(world), fleet._nobody_late_before
+        fleet._nobody_late_before = -math.inf
+        fleet.find_stale(world.now)
+        assert _lateness(world) == found
+        fleet._nobody_late_before = remembered
+
+
+def _lateness(world: World) -> list[tuple[str, bool, float]]:
+    return [(worker.id, worker.stale, worker.late_s) for worker in world.scheduler.fleet.workers.values()]
 
 
 def _happen(world: World, target: str, what: Any) -> None:
@@ -55,11 +67,11 @@ def _happen(world: World, target: str, what: Any) -> None:
         scheduler.fleet.leave(target, world.now)
     elif what == "expect":
         scheduler.fleet.expect(target, world.now)
-    elif what == "widen":
-        scheduler.sampled_every(target, 2.0)
+    elif what in ("widen", "narrow"):
+        scheduler.sampled_every(target, 2.0 if what == "widen" else 1.0)
     else:
         replica = scheduler.fleet.replica(target, MODEL)
         if replica is not None:
             reservation = scheduler.reservations.reserve(replica, world.now)
-            outcome = Outcome.LOST if what == "place" else Outcome.NOT_RESIDENT
+            outcome = Outcome.LOST if what == "unreachable" else Outcome.NOT_RESIDENT
             scheduler.release(reservation, outcome, world.now)

@@ -48,7 +48,10 @@ class Zones:
         self._numbers = {"": UNKNOWN_ZONE}
 
     def number(self, name: str) -> int:
-        return self._numbers.setdefault(name, len(self._numbers))
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._numbers[name] = len(self._numbers)
+        return number
 
 
 class Board:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 LEAST_INTERVAL_MS = 50
-# What a router spends on following a fleet, in cores, as measured on a busy machine (half of it on a quiet
-# one): for each worker, whatever it says, and for each sample, of which gRPC takes the most.
-BUDGET = 0.15
-PER_WORKER = 62.5e-6
-PER_SAMPLE_S = 350e-6
+# What a router may spend on following a fleet, in cores, and what it takes, as measured on a busy machine and
+# rounded up: for each worker, whatever it says, and for each sample. Where samples come over gRPC instead of
+# as frames, it is twice as much.
+BUDGET = 0.12
+PER_WORKER = 20e-6
+PER_SAMPLE_S = 200e-6
 LARGEST = 1000  # fleet that the budget is for; a larger one costs more
 # A worker that has nothing new to tell proves that it lives, unless it was asked for less.
 LONGEST_SILENCE_S = 1.0

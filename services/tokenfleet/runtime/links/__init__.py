@@ -9,11 +9,24 @@ never awaits, and a handler's plain methods are called with what arrived. It tra
   the plain connection inherits what the gRPC call was allowed to do. Where the services have certificates,
   this connection is encrypted and both its ends are known, as the call was.
 
-`dial` tries the second and falls back to the first; `LinkServer` offers both.
+`dial` tries the second and falls back to the first; `LinkServer` offers both. A server's stream that somebody
+follows can travel in the second way, too: `LinkServer.offer` and `Feed` on its side, `take_up` on the other.
 """
 
 from tokenfleet.runtime.links.base import Factory, Link, LinkHandler
-from tokenfleet.runtime.links.dial import DialError, PeerRefusedError, dial
+from tokenfleet.runtime.links.dial import ACCEPT, DialError, PeerRefusedError, dial, take_up
+from tokenfleet.runtime.links.feed import Feed
 from tokenfleet.runtime.links.server import LinkServer
 
-__all__ = ["DialError", "Factory", "Link", "LinkHandler", "LinkServer", "PeerRefusedError", "dial"]
+__all__ = [
+    "ACCEPT",
+    "DialError",
+    "Factory",
+    "Feed",
+    "Link",
+    "LinkHandler",
+    "LinkServer",
+    "PeerRefusedError",
+    "dial",
+    "take_up",
+]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import grpc
 
@@ -18,6 +19,8 @@ from tokenfleet.runtime.tls import own_identity
 from tokenfleet.runtime.tls.diagnosis import diagnose
 
 CONNECT_TIMEOUT_S = 3.0
+# Metadata of a call that would rather have frames.
+ACCEPT = ((ACCEPT_KEY, "1"),)
 
 _running: set[asyncio.Task[None]] = set()
 
@@ -45,18 +48,16 @@ async def dial(
     """
     role = role_of(method)
     channel = open_channel(target, role)
-    metadata = ((ACCEPT_KEY, "1"),) if frames else ()
+    metadata = ACCEPT if frames else ()
     call = channel.stream_stream(
         method, request_serializer=request.SerializeToString, response_deserializer=parse
     )(metadata=metadata)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             answered = await _answer(call)
-            ticket = answered.get(TICKET_KEY)
-            if ticket is None:
+            if TICKET_KEY not in answered:
                 return _over_grpc(target, channel, call, factory)
-            framed: FrameLink[Sent, Received] = FrameLink(parse, factory, preamble=str(ticket).encode())
-            await _connect(framed, target, str(answered[ADDRESS_KEY]), role)
+            framed = await _connect(answered, target, role, parse, factory)
     except asyncio.CancelledError:
         await _give_up(call, channel)
         raise
@@ -72,6 +73,29 @@ async def dial(
     if refusal:
         raise PeerRefusedError(f"{target}: {refusal}")
     raise DialError(f"{target}: {failure}")
+
+
+async def take_up(
+    call: grpc.aio.UnaryStreamCall[Any, Received],
+    target: str,
+    role: str,
+    parse: Callable[[bytes], Received],
+    factory: Factory[Sent, Received],
+) -> Link[Sent] | None:
+    """A link on which the call's messages come instead, where the server offers one to this call, which was
+    made with `ACCEPT`; otherwise the call itself has them, or what is wrong with it. Raises DialError when
+    nothing is to be had where the server says that it is."""
+    try:
+        answered = await _answer(call)
+    except ConnectionError:
+        return None
+    if TICKET_KEY not in answered:
+        return None
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await _connect(answered, target, role, parse, factory)
+    except (TimeoutError, OSError) as error:
+        raise DialError(f"{target}: frames at {answered[ADDRESS_KEY]!s}: {_describe(error)}") from error
 
 
 async def _give_up(call: grpc.aio.StreamStreamCall[Sent, Received], channel: grpc.aio.Channel) -> None:
@@ -101,7 +125,7 @@ def _over_grpc(
     return link
 
 
-async def _answer(call: grpc.aio.StreamStreamCall[Sent, Received]) -> dict[str, str | bytes]:
+async def _answer(call: grpc.aio.Call) -> dict[str, str | bytes]:
     """What the server told before its first message. Raises ConnectionError when the call failed.
 
     A call that has ended may show empty initial metadata, since grpc.aio sometimes sees the end of a short
@@ -115,8 +139,17 @@ async def _answer(call: grpc.aio.StreamStreamCall[Sent, Received]) -> dict[str, 
     return {str(key): value for key, value in metadata}
 
 
-async def _connect(link: FrameLink[Sent, Received], target: str, address: str, role: str) -> None:
-    host, port = split_address(address)
+async def _connect(
+    answered: Mapping[str, str | bytes],
+    target: str,
+    role: str,
+    parse: Callable[[bytes], Received],
+    factory: Factory[Sent, Received],
+) -> FrameLink[Sent, Received]:
+    """To where the server said that it has frames for the ticket that it gave."""
+    ticket = str(answered[TICKET_KEY]).encode()
+    link: FrameLink[Sent, Received] = FrameLink(parse, factory, preamble=ticket)
+    host, port = split_address(str(answered[ADDRESS_KEY]))
     identity = own_identity()
     await asyncio.get_running_loop().create_connection(
         lambda: link,
@@ -125,6 +158,7 @@ async def _connect(link: FrameLink[Sent, Received], target: str, address: str, r
         ssl=identity.client_context if identity else None,
         server_hostname=identity.name_of(role) if identity else None,
     )
+    return link
 
 
 def _describe(error: BaseException) -> str:

@@ -111,17 +111,27 @@ class LinkServer:
         factory: Factory[Sent, Received],
     ) -> None:
         """The body of a bidirectional gRPC method: hands the caller a ticket, or carries the link itself."""
+        if not await self.offer(context, parse, factory):
+            await context.send_initial_metadata(())
+            link: GrpcLink[Sent, Received] = GrpcLink(context.peer(), context.write)
+            await link.run(arriving, factory)
+
+    async def offer(
+        self,
+        context: grpc.aio.ServicerContext[Any, Any],
+        parse: Callable[[bytes], Received],
+        factory: Factory[Sent, Received],
+    ) -> bool:
+        """Hands a ticket to a caller that wants one; then there is nothing left for the call to do."""
         wants_frames = any(key == ACCEPT_KEY for key, _ in context.invocation_metadata() or ())
-        if wants_frames and self._server is not None:
-            address = f"{self._advertise_host}:{self.port}"
-            answer = ((ADDRESS_KEY, address), (TICKET_KEY, self._issue(parse, factory)))
-            # twice, since a client that sees the end of the call first shows no initial metadata
-            context.set_trailing_metadata(answer)
-            await context.send_initial_metadata(answer)
-            return
-        await context.send_initial_metadata(())
-        link: GrpcLink[Sent, Received] = GrpcLink(context.peer(), context.write)
-        await link.run(arriving, factory)
+        if not wants_frames or self._server is None:
+            return False
+        address = f"{self._advertise_host}:{self.port}"
+        answer = ((ADDRESS_KEY, address), (TICKET_KEY, self._issue(parse, factory)))
+        # twice, since a client that sees the end of the call first shows no initial metadata
+        context.set_trailing_metadata(answer)
+        await context.send_initial_metadata(answer)
+        return True
 
     def _issue(self, parse: Callable[[bytes], Any], factory: Factory[Any, Any]) -> str:
         ticket = secrets.token_hex(TICKET_BYTES // 2)
