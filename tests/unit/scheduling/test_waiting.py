@@ -363,3 +363,28 @@ def test_each_request_gets_exactly_one_end_and_no_room_is_left_while_somebody_wa
 
 def ends(world: World, request: Request) -> list[Decision]:
     return [d for asked, d in world.decisions if asked is request and isinstance(d, Placed | Refused)]
+
+
+def test_who_wants_a_model_that_no_engine_there_is_can_serve_is_told_what_would_help() -> None:
+    world = World()
+    world.up("a")
+    world.up("b", engine="other")
+    hopeless = world.last(world.ask(model="big", engines=frozenset({"vllm", "trtllm"})))
+    assert isinstance(hopeless, Refused)
+    assert hopeless.reason == "no_worker"
+    assert "it needs trtllm or vllm, and the workers that are up have other and sim" in hopeless.message
+    assert hopeless.retry_after_s == 0, "it would be as bad later"
+    assert world.last(world.ask(model="big", engines=frozenset({"vllm", "sim"}))) == Queued(0)
+
+
+def test_a_worker_that_is_expected_may_bring_the_engine_that_a_model_needs() -> None:
+    world = World(patience_s=5.0)
+    world.up("a")
+    world.up("b", engine="vllm")
+    world.lost("b")
+    waiting = world.ask(model="big", engines=frozenset({"vllm"}))
+    assert world.last(waiting) == Queued(0)
+    world.pass_time(6.0, living="a")
+    refused = world.last(waiting)
+    assert isinstance(refused, Refused)
+    assert "it needs vllm" in refused.message

@@ -273,6 +273,10 @@ class Fleet:
         """Whether a worker that is up could come to hold the model."""
         return any(_could_load(worker, model, engines) for worker in self.workers.values())
 
+    def engines(self) -> frozenset[str]:
+        """Of all workers that are up."""
+        return frozenset().union(*(worker.engines for worker in self.workers.values() if worker.connected))
+
     def still_serving(self, model: str, excluded: Collection[str]) -> frozenset[str]:
         """Those of the excluded workers that hold the model still."""
         return frozenset(r.worker.id for r in self.placeable(model) if r.worker.id in excluded)

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 from tokenfleet.core.queueing import DrainRate, Entry, Lane, Overflow, WaitingQueue
 from tokenfleet.core.scheduling.choice import Choice
 from tokenfleet.core.scheduling.cold import ColdCost, cold_cost
+from tokenfleet.core.scheduling.engines import never_served
 from tokenfleet.core.scheduling.fleet import Fleet, ModelLoad, WorkerFacts
 from tokenfleet.core.scheduling.load_wishes import LoadWishes
 from tokenfleet.core.scheduling.model import SOUND, Device, Outcome, Reservation
@@ -378,6 +379,9 @@ class Scheduler(Generic[R]):
             )
         if hope_until > now:
             return None
+        never = never_served(request.model, request.engines, self.fleet.engines())
+        if never:
+            return self._refuse(request, now, "no_worker", never, 0.0)
         message = f"no worker is ready for {request.model}, nor expected; retry later"
         return self._refuse(request, now, "no_worker", message, self._limits.no_worker_retry_after_s)
 
