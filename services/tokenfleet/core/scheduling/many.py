@@ -130,15 +130,15 @@ def _step(cells: Cells, asked: Asked) -> Column:
 def _best(
     standings: Sequence[Standing], cost: Column, cached: Column | None, asked: Asked, chosen: int
 ) -> Forecasts:
-    """Those of the lowest costs, the chosen one first."""
+    """Those of the lowest costs, the chosen one among them."""
     kept = min(FORECASTS_KEPT, len(cost))
-    lowest = cost.argpartition(kept - 1)[:kept].tolist()
-    others = [row for row in lowest if row != chosen][: kept - 1]
-    rows = [row for row in (chosen, *others) if cost[row] < math.inf]
+    rows: list[int] = cost.argpartition(kept - 1)[:kept].tolist()
+    if chosen not in rows:  # of so many equals
+        rows[0] = chosen
     return Forecasts(
-        tuple(standings[row] for row in rows),
-        cost[rows].tolist(),
-        [0.0] * len(rows) if cached is None else cached[rows].tolist(),
+        tuple([standings[row] for row in rows]),
+        cost.take(rows).tolist(),
+        (0.0,) * kept if cached is None else cached.take(rows).tolist(),
         asked,
-        0,
+        rows.index(chosen),
     )
