@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import NamedTuple
 from weakref import WeakSet, WeakValueDictionary
 
@@ -94,15 +95,19 @@ class PrefixIndex:
 
     def stored(self, replica: int, hashes: Sequence[int]) -> None:
         """The replica holds these blocks, and all before them in their chain."""
-        held: list[Holders | None] = list(map(self._young.get, hashes))
-        if self._old and None in held:
-            held = [one or self._old.get(block) for one, block in zip(held, hashes, strict=True)]
+        young, old = self._young, self._old
+        alone = self._set_of((replica,))
+        if not old and len(young) + len(hashes) < self._young_limit:
+            held = list(map(young.setdefault, hashes, repeat(alone)))
+        else:
+            held = [young.get(block) or old.get(block, self._nobody) for block in hashes]
         start = 0
         while start < len(hashes):
             holders, end = held[start], start + 1
             while end < len(hashes) and held[end] is holders:
                 end += 1
-            self._write(hashes[start:end], self._with(holders or self._nobody, replica))
+            if holders is not alone or old:
+                self._write(hashes[start:end], self._with(holders, replica))
             start = end
 
     def extend(self, replica: int, hashes: Sequence[int], runs: Sequence[Run]) -> None:
@@ -118,18 +123,17 @@ class PrefixIndex:
         """The replica no longer holds these blocks."""
         young, old, alone = self._young, self._old, (replica,)
         for block in hashes:
-            holders = young.get(block) or old.get(block)
-            if holders is None:
-                continue
+            found = young.pop(block, None)
+            holders = found or old.get(block, self._nobody)
             members = holders.members
-            if members == alone:
-                young.pop(block, None)
-            elif replica in members:
-                young[block] = self._set_of(tuple(member for member in members if member != replica))
-            else:
+            if replica not in members:
+                if found is not None:
+                    young[block] = found
                 continue
             if old:
                 old.pop(block, None)
+            if members != alone:
+                young[block] = self._set_of(tuple(member for member in members if member != replica))
 
     def forget(self, replica: int) -> None:
         """The replica lost everything, or is gone: its number may be used again."""
