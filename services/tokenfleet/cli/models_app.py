@@ -91,6 +91,7 @@ file is taken out there.
 """
 
 Model = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
+Loader = Annotated[str, typer.Option(help="host:port of a model-loader's gRPC, for a fleet elsewhere.")]
 
 app = typer.Typer(name="models", help=_HELP, invoke_without_command=True, rich_markup_mode="rich")
 
@@ -101,9 +102,7 @@ def models(
     *,
     url: Url = "",
     port: Port = None,
-    loader: Annotated[
-        str, typer.Option(help="host:port of a model-loader's gRPC, for a fleet elsewhere.")
-    ] = "",
+    loader: Loader = "",
     api_key: ApiKey = "",
     as_json: Json = False,
 ) -> None:
@@ -118,9 +117,7 @@ def list_(
     *,
     url: Url = "",
     port: Port = None,
-    loader: Annotated[
-        str, typer.Option(help="host:port of a model-loader's gRPC, for a fleet elsewhere.")
-    ] = "",
+    loader: Loader = "",
     api_key: ApiKey = "",
     as_json: Json = False,
 ) -> None:

@@ -94,6 +94,14 @@ class ModelFiles:
     vocabulary: Vocabulary
     progress: Callable[[float], None] = lambda _: None  # how much of the start is done, 0 to 1; any thread
 
+    def check_vocabulary(self, engine: str, tokens: int) -> None:
+        """Raises FleetError when the engine's model cannot have what the tokenizer may give it."""
+        if tokens < self.vocabulary.size:
+            raise load_failed(
+                f"engine {engine}: the model has {tokens} tokens, but the tokenizer of {self.name} "
+                f"{self.vocabulary.size}: they do not belong together"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class SleepCosts:

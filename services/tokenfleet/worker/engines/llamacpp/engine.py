@@ -15,16 +15,15 @@ from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2, worker_pb2
 from tokenfleet.worker.engines.arguments import EngineArguments, parse_arguments
 from tokenfleet.worker.engines.base import (
-    Delta,
     EngineFacts,
     EngineLoad,
     Finished,
     Generation,
-    Logprobs,
     ModelFiles,
     Sink,
     load_failed,
 )
+from tokenfleet.worker.engines.gathered_step import GatheredStep
 from tokenfleet.worker.engines.hosted.lives import Lives
 from tokenfleet.worker.engines.llamacpp.process import LlamaProcess
 from tokenfleet.worker.engines.llamacpp.recovery import Recovery
@@ -71,16 +70,13 @@ class LlamaCppEngine:
         self._last_sign = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[Any]] = set()
-        self._deltas: list[Delta] = []
-        self._finished: list[Finished] = []
-        self._logprobs: list[Logprobs] = []
-        self._flushing = False
 
     async def load(self, model: ModelFiles, sink: Sink) -> EngineFacts:
         if find_spec("xllamacpp") is None:
             raise load_failed("engine llamacpp is not installed: pip install 'tokenfleet[worker-llamacpp]'")
         self._arguments = arguments = parse_arguments("llamacpp", LlamaCppArguments, model.arguments)
         self._sink = sink
+        self._step = GatheredStep(sink)
         self._block_size = model.block_size
         self._special_ids = model.vocabulary.special_ids
         self._recovery = Recovery(model.vocabulary.token_bytes)
@@ -98,11 +94,7 @@ class LlamaCppEngine:
         process = self._process
         assert process is not None
         meta = await asyncio.to_thread(process.model_facts)
-        if meta["n_vocab"] < model.vocabulary.size:
-            raise load_failed(
-                f"engine llamacpp: the model has {meta['n_vocab']} tokens, but the tokenizer of {model.name} "
-                f"{model.vocabulary.size}: they do not belong together"
-            )
+        model.check_vocabulary("llamacpp", meta["n_vocab"])
         return EngineFacts(
             fingerprint=common_pb2.Fingerprint(
                 engine="llamacpp",
@@ -234,15 +226,14 @@ class LlamaCppEngine:
         if ids:
             self._deliver(job, ids)
         if "completion_probabilities" in event:
-            self._logprobs += [(job.key, _logprobs(one)) for one in event["completion_probabilities"]]
+            self._step.logprobs((job.key, _logprobs(one)) for one in event["completion_probabilities"])
         if (victim := self._scheduler.victim()) is not None:
             self._take_out(victim)
 
     def _deliver(self, job: Job, ids: list[int]) -> None:
         job.emitted += ids
         self._scheduler.grew(len(ids))
-        self._deltas.append((job.key, ids))
-        self._flush_soon()
+        self._step.tokens(job.key, ids)
 
     def _on_last(self, job: Job, event: dict[str, Any]) -> None:
         by_itself = event["stop_type"] == "eos"
@@ -275,23 +266,10 @@ class LlamaCppEngine:
         if self._scheduler.remove(job.key) is None:
             return
         job.stream = None
-        self._finished.append(record)
-        self._flush_soon()
+        self._step.ended(record)
         if not self._scheduler.running:
             self._clock.idle()
         self._start_jobs()
-
-    def _flush_soon(self) -> None:
-        """What arrives in one turn of the event loop leaves together."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        deltas, finished, logprobs = self._deltas, self._finished, self._logprobs
-        self._deltas, self._finished, self._logprobs = [], [], []
-        self._sink.step(deltas, finished, logprobs)
 
     # The child process
 
@@ -310,9 +288,9 @@ class LlamaCppEngine:
         failure = FleetError(common_pb2.REASON_ENGINE_FAILED, f"engine llamacpp died: {process.last_words()}")
         for job in self._scheduler.drain():
             self._hang_up(job)
-            self._finished.append(job.finished(common_pb2.FINISH_REASON_FAILED, failure=failure))
+            self._step.ended(job.finished(common_pb2.FINISH_REASON_FAILED, failure=failure))
         self._clock.idle()
-        self._flush()
+        self._step.flush()
         self._sink.engine_down(process.kill_cause or "died", failure)
         self._lives.died()
 

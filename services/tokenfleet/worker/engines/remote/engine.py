@@ -18,16 +18,15 @@ from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2, worker_pb2
 from tokenfleet.worker.engines.arguments import parse_arguments
 from tokenfleet.worker.engines.base import (
-    Delta,
     EngineFacts,
     EngineLoad,
     Finished,
     Generation,
-    Logprobs,
     ModelFiles,
     Sink,
     load_failed,
 )
+from tokenfleet.worker.engines.gathered_step import GatheredStep
 from tokenfleet.worker.engines.hosted.lives import Lives
 from tokenfleet.worker.engines.llamacpp.step_clock import StepClock
 from tokenfleet.worker.engines.remote.arguments import RemoteArguments
@@ -76,10 +75,6 @@ class RemoteEngine:
         self._examining: asyncio.Task[None] | None = None
         self._context_tokens = 0
         self._messages = 0
-        self._deltas: list[Delta] = []
-        self._finished: list[Finished] = []
-        self._logprobs: list[Logprobs] = []
-        self._flushing = False
         self._to_abort: list[str] = []
 
     async def load(self, model: ModelFiles, sink: Sink) -> EngineFacts:
@@ -87,6 +82,7 @@ class RemoteEngine:
         self._dialect: Dialect = dialect_named(self._arguments.dialect)
         self._model = model
         self._sink = sink
+        self._step = GatheredStep(sink)
         self._end_ids = model.vocabulary.special_ids
         self._lives = Lives(self._attach, self._attached_again)
         await self._lives.begin()
@@ -178,16 +174,15 @@ class RemoteEngine:
                 prefilled = len(sequence.generation.token_ids) - piece.cached_tokens
             self._clock.spoke(now, sequence.key, self._context_tokens, max(0, prefilled))
         if ids:
-            self._deltas.append((sequence.key, ids))
+            self._step.tokens(sequence.key, ids)
             if sequence.logprobs:
                 self._tell_logprobs(sequence, len(ids))
-            self._flush_soon()
         if piece.finish:
             self._finish(sequence, sequence.ended(piece.finish))
 
     def _tell_logprobs(self, sequence: RemoteSequence, count: int) -> None:
         told, sequence.logprobs = sequence.logprobs[:count], sequence.logprobs[count:]
-        self._logprobs += [(sequence.key, self._record(one)) for one in told]
+        self._step.logprobs((sequence.key, self._record(one)) for one in told)
 
     def _record(self, said: TokenLogprob) -> worker_pb2.TokenLogprobs:
         text_of = self._model.vocabulary.text_of
@@ -201,8 +196,7 @@ class RemoteEngine:
 
     def _finish(self, sequence: RemoteSequence, record: Finished) -> None:
         self._forget(sequence)
-        self._finished.append(record)
-        self._flush_soon()
+        self._step.ended(record)
 
     def _forget(self, sequence: RemoteSequence) -> None:
         del self._sequences[sequence.key]
@@ -224,18 +218,6 @@ class RemoteEngine:
         if self._server is not None:
             for request, response in self._dialect.aborts(request_ids):
                 self._spawn(_unheard(self._server.ask("Abort", request, response)))
-
-    def _flush_soon(self) -> None:
-        """What arrives in one turn of the event loop leaves together."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        deltas, finished, logprobs = self._deltas, self._finished, self._logprobs
-        self._deltas, self._finished, self._logprobs = [], [], []
-        self._sink.step(deltas, finished, logprobs)
 
     # The server
 
@@ -360,8 +342,8 @@ class RemoteEngine:
         for sequence in tuple(self._sequences.values()):
             self._forget(sequence)
             self._cut(sequence)
-            self._finished.append(sequence.finished(common_pb2.FINISH_REASON_FAILED, failure))
-        self._flush()
+            self._step.ended(sequence.finished(common_pb2.FINISH_REASON_FAILED, failure))
+        self._step.flush()
         leaving = self._detach()
         self._sink.engine_down(cause, failure)
         self._spawn(leaving)

@@ -95,11 +95,7 @@ class TransformersHost:
 
     def facts(self, ready: Mapping[str, Any], memory_bytes: int) -> EngineFacts:
         model = self._model
-        if ready["vocabulary_size"] < model.vocabulary.size:
-            raise load_failed(
-                f"engine transformers: the model has {ready['vocabulary_size']} tokens, but the tokenizer of "
-                f"{model.name} {model.vocabulary.size}: they do not belong together"
-            )
+        model.check_vocabulary("transformers", ready["vocabulary_size"])
         return EngineFacts(
             fingerprint=common_pb2.Fingerprint(
                 engine="transformers",

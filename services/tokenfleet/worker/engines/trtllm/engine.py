@@ -50,12 +50,8 @@ class TrtllmHost:
         return {"HF_HUB_OFFLINE": "1"}
 
     def facts(self, ready: Mapping[str, Any], memory_bytes: int) -> EngineFacts:
-        size, told = self._model.vocabulary.size, ready["vocabulary"]
-        if told and told < size:
-            raise load_failed(
-                f"engine trtllm: the model has {told} tokens, but the tokenizer of {self._model.name} "
-                f"{size}: they do not belong together"
-            )
+        if told := ready["vocabulary"]:
+            self._model.check_vocabulary("trtllm", told)
         given = self._llm_args
         return EngineFacts(
             fingerprint=common_pb2.Fingerprint(

@@ -10,7 +10,7 @@ from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.arguments import parse_arguments
-from tokenfleet.worker.engines.base import EngineFacts, Generation, ModelFiles, load_failed
+from tokenfleet.worker.engines.base import EngineFacts, Generation, ModelFiles
 from tokenfleet.worker.engines.hosted.engine import HostedEngine
 from tokenfleet.worker.engines.vllm.arguments import VllmArguments
 from tokenfleet.worker.engines.vllm.request import sampling_of
@@ -58,11 +58,7 @@ class VllmHost:
 
     def facts(self, ready: Mapping[str, Any], memory_bytes: int) -> EngineFacts:
         self._ready = ready
-        if ready["vocabulary"] < self._model.vocabulary.size:
-            raise load_failed(
-                f"engine vllm: the model has {ready['vocabulary']} tokens, but the tokenizer of "
-                f"{self._model.name} {self._model.vocabulary.size}: they do not belong together"
-            )
+        self._model.check_vocabulary("vllm", ready["vocabulary"])
         return EngineFacts(
             fingerprint=common_pb2.Fingerprint(
                 engine="vllm",
