@@ -39,6 +39,12 @@ def test_an_explicit_zero_is_not_taken_for_absent() -> None:
     assert body(generation(logprobs=0))["n_probs"] == 1
 
 
+def test_the_likeliest_token_is_taken_without_a_look_at_the_others() -> None:
+    asked = body(generation(temperature=0.0, top_k=50, top_p=0.5, min_p=0.1, repetition_penalty=1.5))
+    assert (asked["samplers"], asked["top_k"]) == (["penalties", "top_k"], 1)
+    assert body(generation(temperature=0.5, top_k=50))["top_k"] == 50
+
+
 def test_parameters_have_llama_cpp_s_names() -> None:
     asked = body(generation(repetition_penalty=1.5, logit_bias={7: -2.0}, json_schema='{"type": "object"}'))
     assert asked["repeat_penalty"] == 1.5

@@ -15,6 +15,9 @@ from tokenfleet.worker.engines.base import Generation
 from tokenfleet.worker.engines.resuming import json_schema, resumed_seed
 
 _SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
+# The likeliest token and nothing else to draw from: with a temperature of 0 alone llama.cpp would still
+# compute the probability of every token in the vocabulary.
+_GREEDY = {"samplers": ["penalties", "top_k"], "top_k": 1}
 _LAST_FIELDS = ["stop", "stop_type", "tokens_predicted", "timings"]
 
 
@@ -45,6 +48,8 @@ def completion_body(generation: Generation) -> bytes:
         "frequency_penalty": _or(sampling, "frequency_penalty", 0.0),
         "repeat_last_n": len(generation.token_ids) + generation.max_tokens,
     }
+    if body["temperature"] == 0:
+        body |= _GREEDY
     if sampling.HasField("seed"):
         emitted = len(generation.token_ids) - generation.prompt_tokens
         body["seed"] = resumed_seed(sampling.seed, emitted)
