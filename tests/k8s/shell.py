@@ -14,6 +14,10 @@ class StepFailed(Exception):
     """The message says what was found instead of what was to be."""
 
 
+class StepSkipped(Exception):
+    """The message says what of this cluster does not let the step be done."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Whom to ask, and where the release lives."""

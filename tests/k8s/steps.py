@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 
+from tests.k8s.drain import busiest_node, drained
 from tests.k8s.load import Outcome, under_load
 from tests.k8s.shell import Cluster, StepFailed
 
@@ -42,6 +43,8 @@ class Fleet:
         yield "stream an answer to the stock OpenAI client", self.stream
         for component in COMPONENTS:
             yield f"restart {component} under load", partial(self.restart, component)
+        yield "drain a node under load", self.drain
+        yield "drain the next node under load", self.drain  # which has more than its share now
         yield "upgrade under load", self.upgrade
         yield "roll back under load", self.roll_back
         yield "uninstall", self.uninstall
@@ -86,10 +89,16 @@ class Fleet:
             before = self._uids(component)
             for name in names:
                 self.cluster.kubectl("rollout", "restart", f"deployment/{name}")
-            for name in names:
-                self.cluster.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={WAIT}")
+            self._rolled_out(names)
             self._gone(component, before)
         return f"{outcome.requests} requests, none lost"
+
+    def drain(self) -> str:
+        node = busiest_node(self.cluster)
+        with self._load() as outcome, drained(self.cluster, node) as drain:
+            self._rolled_out(list(drain.fewest))
+        told = f"{drain.moved} pods left {node}, budgets put off {drain.refused} evictions"
+        return f"{told}; {outcome.requests} requests, none lost"
 
     def upgrade(self) -> str:
         with self._load() as outcome:
@@ -162,6 +171,11 @@ class Fleet:
 
     def _uids(self, component: str) -> set[str]:
         return {pod["metadata"]["uid"] for pod in self._of("pods", component)}
+
+    def _rolled_out(self, deployments: list[str]) -> None:
+        """Waits until all their pods are there and ready."""
+        for name in deployments:
+            self.cluster.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={WAIT}")
 
     def _gone(self, component: str, before: set[str]) -> None:
         """Waits until the last of the former pods has ended: until then it may lose something."""
