@@ -12,6 +12,7 @@ from tokenfleet.gateway.fallback import Fallback, ModelUnavailable, with_fallbac
 from tokenfleet.gateway.generator import Generator
 from tokenfleet.gateway.loader_client import LoaderClient
 from tokenfleet.gateway.metrics import GatewayMetrics
+from tokenfleet.gateway.packed_prompt import PackedPrompt
 from tokenfleet.gateway.sequence import Generation, Sequence
 from tokenfleet.gateway.settings import GatewaySettings
 from tokenfleet.gateway.tokenizer_pool import TokenizerPool, failure_if_too_long
@@ -72,6 +73,7 @@ class Gateway:
         self._zone = zone
         self._tokenizers = tokenizers
         self._generator = generator
+        self._loop = asyncio.get_running_loop()
 
     async def answer(
         self, order: Order, attempt: Callable[[Order], Awaitable[None]], instead: Callable[[Fallback], None]
@@ -113,7 +115,7 @@ class Gateway:
             model=order.model,
             sampling=order.sampling,
             deadline=order.deadline,
-            encoded=encoded,
+            prompt=PackedPrompt.of(encoded),
             prompt_tokens=count,
             features=_required_features(order.sampling),
             replaceable=order.fallback and spec.fallback != "",
@@ -169,7 +171,6 @@ class Gateway:
             raise failure from failures
 
     async def _encode(self, order: Order, prompt: Prompt, max_tokens: int = 0) -> tokenizer_pb2.EncodeResult:
-        now = asyncio.get_running_loop().time()
         job = prompt.job
         job.model = order.model
         job.max_tokens = max_tokens
@@ -178,7 +179,7 @@ class Gateway:
         context.tenant = order.tenant
         context.priority = order.priority
         context.client_zone = self._zone.name
-        context.deadline_ms = max(1, round((order.deadline - now) * 1000))
+        context.deadline_ms = max(1, round((order.deadline - self._loop.time()) * 1000))
         return await self._tokenizers.encode(job, order.tenant + prompt.affinity)
 
 

@@ -51,6 +51,7 @@ class Generator:
         self._workers = workers
         self._metrics = metrics
         self._max_attempts = max_attempts
+        self._loop = asyncio.get_running_loop()
 
     async def run(self, sequence: Sequence) -> None:
         """Returns when the answer is complete. Raises FleetError when it cannot be completed: as
@@ -76,7 +77,7 @@ class Generator:
 
     async def _attempt(self, sequence: Sequence) -> worker_pb2.Terminal:
         """One placement and what came of it; an unreachable worker counts as a lost one."""
-        ask = _ask(sequence)
+        ask = _ask(sequence, self._loop.time())
         try:
             placement = await self._router.place(ask, lambda waiting: _report(sequence, waiting))
         except FleetError as error:
@@ -147,9 +148,8 @@ def _released(ask: router_pb2.Ask, outcome: router_pb2.Release.Outcome.ValueType
     return router_pb2.Release(ask_id=ask.ask_id, outcome=outcome)
 
 
-def _ask(sequence: Sequence) -> router_pb2.Ask:
+def _ask(sequence: Sequence, now: float) -> router_pb2.Ask:
     generation: Generation = sequence.generation
-    now = asyncio.get_running_loop().time()
     ask = router_pb2.Ask(
         model=generation.model,
         attempt=sequence.attempt,
@@ -158,7 +158,7 @@ def _ask(sequence: Sequence) -> router_pb2.Ask:
         max_tokens=sequence.left,
     )
     ask.context.CopyFrom(generation.context_at(now))
-    ask.block_hashes.MergeFrom(generation.encoded.block_hashes)
+    generation.prompt.add_to_ask(ask)
     if sequence.excluded:
         ask.excluded_workers.extend(sequence.excluded[-8:])
     if generation.features:

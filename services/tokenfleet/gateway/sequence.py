@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tokenfleet.gateway.lanes import Lane
+from tokenfleet.gateway.packed_prompt import PackedPrompt
 from tokenfleet.gateway.urgency import STANDARD, Urgency
 from tokenfleet.v1 import common_pb2 as pb
-from tokenfleet.v1 import router_pb2, tokenizer_pb2, worker_pb2
+from tokenfleet.v1 import router_pb2, worker_pb2
 
 
 class Sink(Protocol):
@@ -41,8 +42,7 @@ class Generation:
     model: str
     sampling: pb.SamplingParams
     deadline: float  # on the event loop's clock
-    # Kept as the tokenizer sent it: copying its arrays from message to message never makes Python integers.
-    encoded: tokenizer_pb2.EncodeResult
+    prompt: PackedPrompt
     prompt_tokens: int
     features: SequenceOf[str] = ()  # that the engine must have
     replaceable: bool = False  # another model may answer instead
@@ -110,10 +110,9 @@ class Sequence:
         submit.original_max_tokens = self.budget
         submit.sampling.CopyFrom(generation.sampling)
         submit.reservation_id = placement.reservation_id
-        submit.token_ids.MergeFrom(generation.encoded.token_ids)
+        generation.prompt.add_to_submit(submit)
         if self.ids:
             submit.token_ids.extend(self.ids)
-        submit.block_hashes.MergeFrom(generation.encoded.block_hashes)
         if self.index and generation.sampling.HasField("seed"):
             submit.sampling.seed = (generation.sampling.seed + self.index) % 2**64
 

@@ -39,6 +39,7 @@ class _Tokenizer:
 
     target: str
     peer: Peer
+    name: bytes  # what it is ranked by
     link: PersistentLink[tokenizer_pb2.EncodeRequest, tokenizer_pb2.EncodeResponse] | None = None
     channel: PeerChannel | None = None  # for the rare unary calls
     jobs: dict[int, _Job] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class TokenizerPool:
 
     def peer_came(self, peer: Peer) -> None:
         """There shall be a tokenizer at that address."""
-        tokenizer = self._tokenizers[peer.target] = _Tokenizer(peer.target, peer)
+        tokenizer = self._tokenizers[peer.target] = _Tokenizer(peer.target, peer, peer.target.encode())
         tokenizer.link = self._link_to(tokenizer)
         tokenizer.link.start()
 
@@ -150,9 +151,14 @@ class TokenizerPool:
         up = self._up
         if len(up) <= 1:
             return up[0] if up else None
-        limit = BOUNDED_LOAD * (sum(len(one.jobs) for one in up) + 1) / len(up) + 1
-        fitting = [one for one in up if len(one.jobs) < limit]
-        return max(fitting, key=lambda one: xxhash.xxh3_64_intdigest(one.target.encode() + key))
+        limit = BOUNDED_LOAD * (sum([len(one.jobs) for one in up]) + 1) / len(up) + 1
+        chosen, highest = None, -1
+        for one in up:
+            if len(one.jobs) < limit:
+                rank = xxhash.xxh3_64_intdigest(one.name + key)
+                if rank > highest:
+                    chosen, highest = one, rank
+        return chosen
 
     @property
     def _up(self) -> list[_Tokenizer]:

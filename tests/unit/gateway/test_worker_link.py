@@ -9,12 +9,13 @@ from prometheus_client import CollectorRegistry
 from tokenfleet.gateway.lanes import Mould
 from tokenfleet.gateway.lanes import cast as cast_frame
 from tokenfleet.gateway.metrics import GatewayMetrics
+from tokenfleet.gateway.packed_prompt import PackedPrompt
 from tokenfleet.gateway.sequence import Generation, Sequence, Sink
 from tokenfleet.gateway.worker_link import WorkerLink
 from tokenfleet.gateway.write_batch import WriteBatch
 from tokenfleet.runtime.links import Link
 from tokenfleet.v1 import common_pb2 as pb
-from tokenfleet.v1 import router_pb2, tokenizer_pb2, worker_pb2
+from tokenfleet.v1 import router_pb2, worker_pb2
 
 MOULD: Mould = (b"<", b">\r\n", 2)
 
@@ -61,7 +62,7 @@ class Bench:
             model="m",
             sampling=pb.SamplingParams(),
             deadline=asyncio.get_running_loop().time() + 60,
-            encoded=tokenizer_pb2.EncodeResult(),
+            prompt=PackedPrompt(),
             prompt_tokens=1,
         )
         sequence = Sequence(generation, 0, 100, cast(Sink, self.sink), attempt=1)

@@ -64,9 +64,12 @@ def sequences_of(prepared: Prepared, choices: int, sink: Sink) -> list[Sequence]
 
 def usage_of(sequences: SequenceOf[Sequence], choices: int) -> dict[str, Any]:
     """Each prompt counts once, each answer in full, however many attempts it took."""
-    prompt = sum(sequence.generation.prompt_tokens for sequence in sequences[::choices])
-    completion = sum(len(sequence.ids) for sequence in sequences)
-    cached = sum(sequence.cached_tokens for sequence in sequences[::choices])
+    prompt = completion = cached = 0
+    for sequence in sequences:
+        completion += len(sequence.ids)
+        if sequence.index % choices == 0:
+            prompt += sequence.generation.prompt_tokens
+            cached += sequence.cached_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -92,7 +95,7 @@ def provenance_of(
         told["fallback"] = fallback.as_json()
     provenance: dict[str, Any] = {"tokenfleet": told} if told else {}
     if with_ids:
-        provenance["prompt_token_ids"] = list(sequences[0].generation.encoded.token_ids)
+        provenance["prompt_token_ids"] = sequences[0].generation.prompt.ids()
     return provenance
 
 
@@ -106,8 +109,10 @@ def chat_prompt(messages: SequenceOf[Message], *, add_generation_prompt: bool) -
     job = tokenizer_pb2.EncodeJob()
     chat = job.chat
     chat.add_generation_prompt = add_generation_prompt
-    said = [(message.role, message.text) for message in messages]
-    for message, (role, text) in zip(messages, said, strict=True):
+    said: list[tuple[str, str]] = []
+    for message in messages:
+        role, text = message.role, message.text
+        said.append((role, text))
         told = chat.messages.add(role="system" if role == "developer" else role, content=text)
         if message.name:
             told.name = message.name

@@ -74,11 +74,10 @@ class CompletionEndpoint:
         code = "200"
         metrics.begun()
         with Interruption(connection) as interruption:
-            answer = Answer(
-                self._gateway, connection, Response.of(send), interruption, scope, chat=self._chat
-            )
+            response = Response.of(send)
+            answer = Answer(self._gateway, connection, response, interruption, scope, chat=self._chat)
             try:
-                await answer.serve(await read_body(receive))
+                await answer.serve(response.arrived_body() or await read_body(receive))
             except FleetError as error:
                 code = reason_name(error.reason)
                 await answer.fail(error)
@@ -122,7 +121,7 @@ class Answer:
         self._stream: StreamSink | None = None
         self._sequences: SequenceOf[Sequence] = ()
         self._fallback: Fallback | None = None
-        self._begun_at = asyncio.get_running_loop().time()
+        self._begun_at = connection.loop.time()
 
     async def serve(self, body: bytes) -> None:
         """Raises FleetError; what the client sees of it is up to `fail`."""

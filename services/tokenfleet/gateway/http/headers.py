@@ -25,12 +25,12 @@ FALLBACK = b"x-tokenfleet-fallback"
 REQUEST_PRIORITY = b"x-request-priority"
 TTFT_OBJECTIVE = b"x-ttft-objective"
 ITL_OBJECTIVE = b"x-itl-objective"
-_URGENCY = (REQUEST_PRIORITY, TTFT_OBJECTIVE, ITL_OBJECTIVE)
+_URGENCY = frozenset((REQUEST_PRIORITY, TTFT_OBJECTIVE, ITL_OBJECTIVE))
 
 MAX_REQUEST_ID_CHARS = 128
 MAX_AGE_S = 600
 ALLOWED_HEADERS = b", ".join(
-    (AUTHORIZATION, b"content-type", REQUEST_ID, REQUEST_TIMEOUT, FALLBACK, *_URGENCY)
+    (AUTHORIZATION, b"content-type", REQUEST_ID, REQUEST_TIMEOUT, FALLBACK, *sorted(_URGENCY))
 )
 
 CLOSE = (b"connection", b"close")
@@ -72,7 +72,10 @@ def request_timeout_s(fields: Fields, maximum: float) -> float:
 
 def fallback_allowed(fields: Fields) -> bool:
     """By the client's X-Tokenfleet-Fallback. Raises FleetError when that says neither."""
-    given = fields.get(FALLBACK, b"allow").lower()
+    given = fields.get(FALLBACK)
+    if given is None:
+        return True
+    given = given.lower()
     if given not in (b"allow", b"never"):
         raise invalid(
             "X-Tokenfleet-Fallback",
@@ -83,7 +86,7 @@ def fallback_allowed(fields: Fields) -> bool:
 
 def urgency(fields: Fields) -> Urgency:
     """What X-Request-Priority, X-TTFT-Objective and X-ITL-Objective say. Raises FleetError."""
-    if not any(name in fields for name in _URGENCY):
+    if _URGENCY.isdisjoint(fields):
         return STANDARD
     name = fields.get(REQUEST_PRIORITY)
     return Urgency(

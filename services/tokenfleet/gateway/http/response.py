@@ -38,6 +38,15 @@ class Response:
         """The response that uvicorn's `send`, a method of its cycle, would write."""
         return cls(cast(Any, send).__self__)
 
+    def arrived_body(self) -> bytes:
+        """The request's body if it came as one with the head, as nearly all do; ASGI's message is spared."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.waiting_for_100_continue or cycle.disconnected or self._flow.read_paused:
+            return b""
+        body = bytes(cycle.body)
+        cycle.body = bytearray()
+        return body
+
     async def begin(self, headers: Headers, first: Callable[[], bytes]) -> None:
         """A status of 200, and what are by then the first chunks of the body."""
         if await self._wanted():

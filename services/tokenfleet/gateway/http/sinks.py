@@ -263,7 +263,7 @@ class Interruption:
     """
 
     def __init__(self, connection: Connection | None) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop() if connection is None else connection.loop
         task = asyncio.current_task(self._loop)
         assert task is not None
         self._task = task
