@@ -29,7 +29,7 @@ log = get_logger(__name__)
 MOST_BORDERS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cut:
     """A place right behind a border."""
 

@@ -27,7 +27,9 @@ def messages_of(chat: tokenizer_pb2.ChatInput) -> list[Message]:
 
 def json_object(text: str, field: str) -> dict[str, Any]:
     """The object; an empty text is an empty object."""
-    loaded = _parsed(text, field) if text else {}
+    if not text:
+        return {}
+    loaded = _parsed(text, field)
     if not isinstance(loaded, dict):
         raise invalid(field, "expected a JSON object")
     return loaded
@@ -35,7 +37,9 @@ def json_object(text: str, field: str) -> dict[str, Any]:
 
 def json_objects(text: str, field: str) -> list[dict[str, Any]]:
     """The array of objects; an empty text is an empty array."""
-    loaded = _parsed(text, field) if text else []
+    if not text:
+        return []
+    loaded = _parsed(text, field)
     if not isinstance(loaded, list) or not all(isinstance(item, dict) for item in loaded):
         raise invalid(field, "expected a JSON array of objects")
     return loaded

@@ -53,7 +53,7 @@ class _Node:
         return self.size - before
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prefix:
     """The longest part of a text that is known. It ends behind a border, or is empty."""
 

@@ -20,7 +20,7 @@ SHORT_ENDING = 64
 REMEMBERED_ENDINGS = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Encoded:
     ids: array[int]
     hashes: array[int]

@@ -22,7 +22,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import LoopContext
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tokenfleet.runtime.errors import FleetError
@@ -112,8 +112,11 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        # `render` would copy the names twice and rewrite the traceback of an error that is only quoted
-        return "".join(self._template.root_render_func(self._template.new_context(names, shared=True)))
+        # `render` would copy the names twice, list the globals for templates that import this one, and
+        # rewrite the traceback of an error that is only quoted
+        template = self._template
+        context = Context(template.environment, names, template.name, template.blocks)
+        return "".join(template.root_render_func(context))
 
     def _without_own_prompt(self, text: str) -> str:
         if not text.startswith(self._own_prompt):
