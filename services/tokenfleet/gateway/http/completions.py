@@ -205,15 +205,14 @@ class Answer:
             usage=request.wants_usage,
         )
         sink = self._stream_in(style, request, len(prepared) * choices)
-        waking = self._connection.loop.call_at(
-            self._begun_at + self._gateway.settings.decision_wait_s, sink.open_while_waiting
-        )
+        waking = self._connection.waking
+        waking.set(self._begun_at + self._gateway.settings.decision_wait_s, sink.open_while_waiting)
         sequences = self._sequences = sequences_of(prepared, choices, sink)
         sink.serve(sequences)
         try:
             await self._gateway.run(sequences)
         finally:
-            waking.cancel()
+            waking.unset()
             sink.serve(())
         frames = [style.finish(sequence.index, sequence.finish_reason) for sequence in sequences]
         if request.wants_usage:

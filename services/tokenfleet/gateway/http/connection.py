@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from tokenfleet.gateway.http.alarm import Alarm
 from tokenfleet.gateway.http.guard import GuardedProtocol, Rules
 
 
@@ -31,6 +32,13 @@ class Connection(GuardedProtocol):
 
     transport: asyncio.Transport
     watcher: Watcher | None = None
+    # Of the request that is being answered:
+    deadline: Alarm
+    waking: Alarm  # when its headers go although nothing is decided
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.deadline, self.waking = Alarm(self.loop), Alarm(self.loop)
 
     @property
     def write_paused(self) -> bool:
@@ -47,6 +55,8 @@ class Connection(GuardedProtocol):
             self.watcher.writable()
 
     def cut_off(self) -> None:
+        self.deadline.stop()
+        self.waking.stop()
         if self.watcher is not None:
             self.watcher.gone()
 

@@ -18,6 +18,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from tokenfleet.gateway.http import limits
+from tokenfleet.gateway.http.alarm import Alarm
 from tokenfleet.gateway.http.errors import HttpError, error_body, error_headers
 from tokenfleet.gateway.http.headers import (
     CLOSE,
@@ -72,6 +73,7 @@ class GuardedProtocol(HttpToolsProtocol):
     rules: ClassVar[Rules] = Rules()
 
     raw: asyncio.Transport
+    _idle: Alarm
     # What takes the place of the parser once the connection is refused.
     _instead: Callable[[], None] | None = None
     _in_head = False
@@ -94,12 +96,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if above > 0:
             self._instead = self._turn_away
             patience_s = LINGER_S if above <= MOST_TURNED_AWAY else 0.0
-        self.timeout_keep_alive_task = self.loop.call_later(patience_s, self.timeout_keep_alive_handler)
+        self._idle = Alarm(self.loop)
+        self._idle.set(self.loop.time() + patience_s, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_nothing()
         self._expect_reading()
-        self._unset_keepalive_if_required()
+        self._idle.stop()
         super().connection_lost(exc)
         self.cut_off()
 
@@ -131,7 +134,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._unset_keepalive_if_required()
+        self._idle.unset()
         self._in_head = True
         self._first_piece = self._piece
         self._received = self._body_bytes = 0
@@ -159,10 +162,20 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_body = False
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
+        self._idle.unset()
         if not self._upgrading:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but that an idle connection has an alarm instead of a timer."""
+        self.server_state.total_requests += 1
+        if self.raw.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle.set(self.loop.time() + self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     # -- limits ------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 from tokenfleet.gateway.held_text import keep
+from tokenfleet.gateway.http.alarm import Alarm
 from tokenfleet.gateway.http.chunks import ChunkStyle, chunk
 from tokenfleet.gateway.http.connection import Connection
 from tokenfleet.gateway.http.headers import Headers
@@ -271,7 +272,7 @@ class Interruption:
         self.cause: FleetError | None = None
         self.on_writable: Callable[[], None] | None = None
         self.on_paused: Callable[[], None] | None = None
-        self._expiry: asyncio.TimerHandle | None = None
+        self._deadline = connection.deadline if connection is not None else Alarm(self._loop)
 
     def __enter__(self) -> Interruption:
         if self._connection is not None:
@@ -281,21 +282,19 @@ class Interruption:
     def __exit__(self, *_: object) -> None:
         if self._connection is not None:
             self._connection.watcher = None
-        if self._expiry is not None:
-            self._expiry.cancel()
+            self._deadline.unset()
+        else:
+            self._deadline.stop()
         # Without these the request's objects hold each other and wait for the garbage collector.
-        self._connection = self._expiry = self.on_writable = self.on_paused = None
+        self._connection = self.on_writable = self.on_paused = None
 
     def expire_at(self, deadline: float, why: Callable[[], FleetError]) -> None:
-        self._expiry = self._loop.call_at(deadline, self._expire, why)
+        self._deadline.set(deadline, lambda: self.stop(why()))
 
     def stop(self, cause: FleetError) -> None:
         if self.cause is None:
             self.cause = cause
             self._task.cancel()
-
-    def _expire(self, why: Callable[[], FleetError]) -> None:
-        self.stop(why())
 
     def gone(self) -> None:
         self.stop(FleetError(pb.REASON_CANCELLED, "the client closed the connection"))
