@@ -83,8 +83,12 @@ run: setup-run ## start the whole fleet on this machine: http://127.0.0.1:$(PORT
 
 ## -- checks --------------------------------------------------------------------------------------
 
+# Nearly all tests wait most of the time. Those of a file stay together, because they share fleets; the order is
+# that of the files' names, which has the longest first.
+TEST_PROCESSES ?= 3
+
 test: setup ## run all tests
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-engines: setup-engines ## run the tests of the engines that need ./.venv-engines
 	@$(ENGINES)/bin/python -m pytest tests/conformance tests/engines -m engines

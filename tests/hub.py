@@ -25,10 +25,10 @@ class Hub:
         self.token = ""  # wanted of everybody, if there is one
         self.gated = False
         self.breaks_after: list[int] = []  # bytes after which the next downloads break off
-        self.slow_bytes_s = 0  # how fast content is sent; 0: at once
+        self.halts_at = 0  # bytes at which a download stays until `goes_on`; 0: none does
+        self.goes_on = threading.Event()
         self.spoilt: set[str] = set()  # files that arrive with a wrong byte
         self.url = ""
-        self.all_sent = threading.Event()
 
     def ranges(self) -> list[str]:
         """Of the downloads so far."""
@@ -120,20 +120,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
             self.connection.close()
-        elif "ETag" in headers and hub.slow_bytes_s:
-            self._dribble(body)
+        elif "ETag" in headers and hub.halts_at and not hub.goes_on.is_set():
+            self._halt(body)
         else:
             self.wfile.write(body)
 
-    def _dribble(self, body: bytes) -> None:
-        """In twentieths of a second, until the receiver leaves."""
-        piece = max(1, self.hub.slow_bytes_s // 20)
+    def _halt(self, body: bytes) -> None:
+        """Half-way, until it may go on, or is wanted no longer."""
         try:
-            for begin in range(0, len(body), piece):
-                self.wfile.write(body[begin : begin + piece])
-                self.wfile.flush()
-                if self.hub.all_sent.wait(0.05):
-                    piece = len(body)
+            self.wfile.write(body[: self.hub.halts_at])
+            self.wfile.flush()
+            self.hub.goes_on.wait()
+            self.wfile.write(body[self.hub.halts_at :])
         except OSError:
             self.close_connection = True
 
@@ -156,7 +154,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
     try:
         yield hub
     finally:
-        hub.all_sent.set()
+        hub.goes_on.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -296,7 +296,8 @@ async def test_no_key_is_ever_logged(tmp_path: Path) -> None:
     file = write_keys(tmp_path / "keys", line)
     flags = ("--http-listen", "127.0.0.1:0", "--api-keys-file", str(file), "--log-level", "debug")
     async with running("gateway", *flags) as gateway:
-        url = f"127.0.0.1:{gateway.log[-1]['http']}"
+        (serving,) = await gateway.logged("serving")
+        url = f"127.0.0.1:{serving['http']}"
         async with httpx.AsyncClient(base_url=f"http://{url}") as client:
             assert (await client.get("/v1/models", headers=bearer(key))).status_code == 200
             assert (await client.get("/v1/models", headers=bearer(key + "x"))).status_code == 401

@@ -21,7 +21,8 @@ ROOM = 2
 REQUESTS = 100
 TOKENS = 4
 PROMPTS = ("The best thing about the sea is", "Once upon a time there was")
-MIN_RESIDENCY_S = 0.2
+# It counts from when the loader heard of it, which on a busy machine is late: it must not change the order.
+MIN_RESIDENCY_S = 0.05
 
 
 def entries() -> list[dict[str, Any]]:

@@ -166,13 +166,16 @@ def test_a_killed_process_holds_nothing(hub: Hub, root: Path) -> None:
 
 def test_a_writer_that_is_killed_leaves_the_next_one_its_half(hub: Hub, root: Path) -> None:
     hub.files = {"big.gguf": weights(1, 48 << 20)}  # of whole chunks, which are of 10 MB
-    hub.slow_bytes_s = 60 << 20
-    with fetcher(root, "big") as first, fetcher(root, "big") as second:
+    hub.halts_at = 30 << 20
+    with fetcher(root, "big") as first:
         one_begun(first)
-        one_begun(second)  # waits for the first, and sees its progress
-        assert first.poll() is None, "both are at it"
-        first.send_signal(signal.SIGKILL)
-        path = Path(said(second, "done "))
+        with fetcher(root, "big") as second:
+            one_begun(second)  # waits for the first, and sees its progress
+            assert first.poll() is None, "both are at it"
+            first.send_signal(signal.SIGKILL)
+            first.wait()
+            hub.goes_on.set()
+            path = Path(said(second, "done "))
     assert path.read_bytes() == hub.files["big.gguf"]
     begun, resumed = hub.ranges()
     assert begun == ""
