@@ -130,6 +130,16 @@ async def test_a_killed_worker_stands_until_its_lease_runs_out(store: Store, fol
         assert list(followed.peers) == [other.address], "who renews its lease keeps it"
 
 
+async def test_a_lease_can_be_given_back_in_the_middle_of_its_renewal(store: Store) -> None:
+    """The client loses a cancellation that comes then; every fifth or so of these would never end."""
+    for _ in range(50):
+        lease = Registration(RegistryRef.parse(store.registry), "h:1", zone="", name="", lease_s=0.003)
+        lease.start()
+        await lease.leave()
+        async with asyncio.timeout(PATIENCE_S):
+            await lease.stop()
+
+
 async def test_two_workers_of_one_name_are_two_workers(store: Store, followed: Followed) -> None:
     async with worker(store, "twin", LONG_S) as one, worker(store, "twin", LONG_S) as other:
         await until(lambda: len(followed.peers) == 2)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from tokenfleet.model_loader.history import History, ModelHistory
+from tokenfleet.runtime.ending import end
 from tokenfleet.runtime.telemetry import get_logger
 
 MODELS_KEY = "tokenfleet:loader:models"
@@ -94,8 +95,7 @@ class HistoryKeeper:
     async def stop(self) -> None:
         """Writes what is left, if the store takes it."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
         await self.exchange()
         await self._store.close()
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tokenfleet.runtime.discovery.registry import TIMEOUT_S, Record, RegistryRef
+from tokenfleet.runtime.ending import end
 from tokenfleet.runtime.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ class Registration:
         """Nobody is here any more: said, not deleted, so that it differs from what a store has lost."""
         if self._task is None or self._client is None:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         self._record = replace(self._record, gone=True)
         await self._write(announce=True)
         await self._client.aclose()

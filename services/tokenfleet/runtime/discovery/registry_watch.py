@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tokenfleet.runtime.discovery.peers import Peer
 from tokenfleet.runtime.discovery.registry import TIMEOUT_S, Record, RegistryRef, peers_of
+from tokenfleet.runtime.ending import end
 from tokenfleet.runtime.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class RegistryWatch:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
 
     async def _follow(self, client: redis.asyncio.Redis) -> None:
         from redis import RedisError
