@@ -281,6 +281,7 @@ class Keeper:
             residency_epoch=order.epoch,
             if_idle=True,
             idle_ms=int(order.idle_s * 1000),
+            arrivals=order.arrivals,
             sleep=order.sleep,
         )
         try:

@@ -2,7 +2,7 @@
 
 `run` owns the event loop and the signals. The first SIGTERM or SIGINT sets `stopping`; the service then
 drains by its own rules and returns. A second one ends the process at once, because a person who presses
-Ctrl-C twice means it.
+Ctrl-C twice means it; one signal that comes when the process is stopping for another reason does not.
 """
 
 from __future__ import annotations
@@ -31,18 +31,24 @@ class Lifecycle:
     def __init__(self, grace_s: float) -> None:
         self.grace_s = grace_s
         self.stopping = asyncio.Event()
+        self._signalled = False
 
     def stop(self, cause: str) -> None:
-        if self.stopping.is_set():
+        if not self.stopping.is_set():
+            log.info("stopping", cause=cause, grace_s=self.grace_s)
+            self.stopping.set()
+
+    def signalled(self, cause: str) -> None:
+        if self._signalled:
             log.warning("stopped at once", cause=cause)
             os._exit(130)
-        log.info("stopping", cause=cause, grace_s=self.grace_s)
-        self.stopping.set()
+        self._signalled = True
+        self.stop(cause)
 
     def handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
+            loop.add_signal_handler(number, self.signalled, signal.Signals(number).name)
 
 
 def run(service: str, settings: ServiceSettings, main: Callable[[Lifecycle], Awaitable[None]]) -> None:

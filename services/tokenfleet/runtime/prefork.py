@@ -181,8 +181,7 @@ def _stop_with_parent(reading: int, life: Lifecycle) -> None:
 
     def closed() -> None:
         loop.remove_reader(reading)
-        if not life.stopping.is_set():
-            life.stop("parent stops")
+        life.stop("parent stops")
 
     loop.add_reader(reading, closed)
 

@@ -80,9 +80,21 @@ class ModelRegistry:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start_loading(self, name: str) -> asyncio.Task[LoadedModel]:
-        task = self._loading[name] = asyncio.create_task(self._load_now(self._catalog.get(name)))
-        task.add_done_callback(lambda done: self._load_ended(name, done))
+        task = self._loading[name] = asyncio.create_task(self._load_and_keep(self._catalog.get(name)))
         return task
+
+    async def _load_and_keep(self, spec: common_pb2.ModelSpec) -> LoadedModel:
+        """Its last step keeps what came of it: whoever finds the load ended must find that, too."""
+        try:
+            model = await self._load_now(spec)
+        except FleetError as error:
+            self._remember(spec.name, error)
+            raise
+        else:
+            self._keep(model)
+            return model
+        finally:
+            del self._loading[spec.name]
 
     async def _load_now(self, spec: common_pb2.ModelSpec) -> LoadedModel:
         try:
@@ -96,16 +108,6 @@ class ModelRegistry:
             ) from error
         log.info("tokenizer loaded", model=spec.name, encoder=model.encoder.name)
         return model
-
-    def _load_ended(self, name: str, task: asyncio.Task[LoadedModel]) -> None:
-        del self._loading[name]
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is None:
-            self._keep(task.result())
-        elif isinstance(error, FleetError):
-            self._remember(name, error)
 
     def _keep(self, model: LoadedModel) -> None:
         if self._catalog.models.get(model.spec.name) == model.spec:

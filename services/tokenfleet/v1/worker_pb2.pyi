@@ -920,6 +920,7 @@ class UnloadModelRequest(_message.Message):
     RESIDENCY_EPOCH_FIELD_NUMBER: _builtins.int
     IF_IDLE_FIELD_NUMBER: _builtins.int
     IDLE_MS_FIELD_NUMBER: _builtins.int
+    ARRIVALS_FIELD_NUMBER: _builtins.int
     SLEEP_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     residency_epoch: _builtins.int
@@ -928,6 +929,10 @@ class UnloadModelRequest(_message.Message):
     """refused while sequences run, and where one comes before the last moment"""
     idle_ms: _builtins.int
     """with if_idle: refused also when it was used more lately than that"""
+    arrivals: _builtins.int
+    """With if_idle: refused also when more sequences have come than so many since the model was loaded. However
+    long the order was under way, it is about the state that whoever gave it knew.
+    """
     sleep: _builtins.bool
     """keeps what makes the next load fast, where the engine can"""
     def __init__(
@@ -937,13 +942,16 @@ class UnloadModelRequest(_message.Message):
         residency_epoch: _builtins.int = ...,
         if_idle: _builtins.bool = ...,
         idle_ms: _builtins.int = ...,
+        arrivals: _builtins.int | None = ...,
         sleep: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_arrivals", b"_arrivals", "arrivals", b"arrivals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_ms", b"idle_ms", "if_idle", b"if_idle", "model", b"model", "residency_epoch", b"residency_epoch", "sleep", b"sleep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arrivals", b"_arrivals", "arrivals", b"arrivals", "idle_ms", b"idle_ms", "if_idle", b"if_idle", "model", b"model", "residency_epoch", b"residency_epoch", "sleep", b"sleep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__arrivals: _TypeAlias = _typing.Literal["arrivals"]  # noqa: Y015
+    _WhichOneofArgType__arrivals: _TypeAlias = _typing.Literal["_arrivals", b"_arrivals"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__arrivals) -> _WhichOneofReturnType__arrivals | None: ...
 
 Global___UnloadModelRequest: _TypeAlias = UnloadModelRequest  # noqa: Y015
 

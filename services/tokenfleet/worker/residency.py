@@ -218,6 +218,11 @@ class Residency:
             raise FleetError(
                 common_pb2.REASON_BUSY, f"{resident.running} sequences run on model {request.model}"
             )
+        if request.if_idle and request.HasField("arrivals") and resident.arrivals > request.arrivals:
+            raise FleetError(
+                common_pb2.REASON_BUSY,
+                f"model {request.model} was asked {resident.arrivals} times, not {request.arrivals}",
+            )
         idle_ms = resident.idle_s(time.monotonic()) * 1000
         if request.if_idle and resident.state == State.STATE_READY and idle_ms < request.idle_ms:
             raise FleetError(

@@ -184,3 +184,29 @@ async def test_stopping_ends_its_tasks(catalog: CatalogWatch, registry: ModelReg
     await loads.until_entered()
     await registry.stop()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_who_asks_in_the_moment_in_which_a_load_ends_gets_the_model(
+    catalog: CatalogWatch, registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a task's last step and the callbacks of its end others may run, who once asked for ever."""
+    loaded_now = asyncio.get_running_loop().create_future()
+
+    async def on_no_thread(load: Loads, of: common_pb2.ModelSpec) -> LoadedModel:
+        await loaded_now
+        return load(of)
+
+    async def asks_then() -> LoadedModel:
+        await loaded_now
+        return await registry.obtain("lazy")
+
+    monkeypatch.setattr(asyncio, "to_thread", on_no_thread)
+    publish(catalog, spec("warm", warm=True), spec("lazy"))
+    first = asyncio.create_task(registry.obtain("lazy"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = asyncio.create_task(asks_then())
+    await asyncio.sleep(0)
+    loaded_now.set_result(None)
+    assert await second is await first
+    await registry.stop()

@@ -126,6 +126,7 @@ class UnloadOrder:
     cause: str  # memory, removed, surplus or idle
     sleep: bool = False
     for_model: str = ""  # that needs the memory
+    arrivals: int = 0  # sequences that had come for it, as far as is known
 
 
 @dataclass(slots=True, frozen=True)

@@ -81,6 +81,7 @@ class Room:
 
     def order(self, host: Host, victim: Victim, cause: str, for_model: str = "") -> UnloadOrder:
         candidate = victim.candidate
+        use = host.uses.get(candidate.model)
         return UnloadOrder(
             candidate.model,
             host.target,
@@ -90,6 +91,7 @@ class Room:
             cause,
             victim.sleep,
             for_model,
+            0 if use is None else use.arrivals,
         )
 
     def dispensable(self) -> Iterator[UnloadOrder]:
