@@ -10,9 +10,9 @@ import pytest
 
 from tests.certificates import Authority
 from tests.unit.links.test_secure_links import being, identity_of
+from tests.unit.links.worker_server import served
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.following import Framed, Resubscribe, StreamFollower
-from tokenfleet.runtime.grpc_host import GrpcHost
 from tokenfleet.runtime.links import ACCEPT, Feed, Link, LinkServer
 from tokenfleet.v1 import worker_pb2, worker_pb2_grpc
 
@@ -91,19 +91,8 @@ class Follower:
 async def serving(*, frames: bool = True) -> AsyncIterator[tuple[str, Numbers, LinkServer]]:
     links = LinkServer()
     numbers = Numbers(links)  # type: ignore[abstract]
-    host = GrpcHost(
-        "tokenfleet.v1.Worker",
-        lambda server: worker_pb2_grpc.add_WorkerServicer_to_server(numbers, server),
-        listen="127.0.0.1:0",
-    )
-    port = await host.start()
-    if frames:
-        await links.start_frames("127.0.0.1:0")
-    try:
-        yield f"127.0.0.1:{port}", numbers, links
-    finally:
-        await links.stop()
-        await host.stop(0)
+    async with served(numbers, links, frames=frames) as target:
+        yield target, numbers, links
 
 
 async def until_closed(numbers: Numbers) -> None:

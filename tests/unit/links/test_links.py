@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tokenfleet.runtime.grpc_host import GrpcHost
+from tests.unit.links.worker_server import served
 from tokenfleet.runtime.links import DialError, Link, LinkServer, dial
 from tokenfleet.runtime.links.frames import FrameLink, frame
 from tokenfleet.v1 import worker_pb2, worker_pb2_grpc
@@ -62,18 +62,8 @@ class Echo(worker_pb2_grpc.WorkerServicer):
 async def serving() -> AsyncIterator[tuple[str, Echo]]:
     links = LinkServer()
     echo = Echo(links)  # type: ignore[abstract]
-    host = GrpcHost(
-        "tokenfleet.v1.Worker",
-        lambda server: worker_pb2_grpc.add_WorkerServicer_to_server(echo, server),
-        listen="127.0.0.1:0",
-    )
-    port = await host.start()
-    await links.start_frames("127.0.0.1:0")
-    try:
-        yield f"127.0.0.1:{port}", echo
-    finally:
-        await links.stop()
-        await host.stop(0)
+    async with served(echo, links) as target:
+        yield target, echo
 
 
 async def connect(target: str, frames: bool) -> Recorder:

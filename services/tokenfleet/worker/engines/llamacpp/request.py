@@ -58,7 +58,7 @@ def completion_body(generation: Generation) -> bytes:
     if sampling.logit_bias:
         body["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias.items()]
     if schema := json_schema(generation):
-        body["json_schema"] = orjson.loads(schema)
+        body["json_schema"] = orjson.Fragment(schema)
     return orjson.dumps(body)
 
 
