@@ -210,7 +210,7 @@ def own_memory(process: psutil.Process) -> int:
 @pytest.mark.real_model
 @pytest.mark.timeout(400)
 async def test_twenty_loads_and_unloads_leave_nothing_behind() -> None:
-    """Cycle by cycle nothing; the first one leaves room in the heap that later ones use again."""
+    """Neither the first load nor any later one: what it takes to load a model is given back too."""
     entry = spec("llamacpp", n_parallel=2, n_ctx=1024)
     async with running_worker("--name", "w", "--engines", "llamacpp", "--threads", "1") as worker:
         process = psutil.Process(worker.process.pid)
@@ -225,6 +225,5 @@ async def test_twenty_loads_and_unloads_leave_nothing_behind() -> None:
             assert not gone.missing_bytes
             assert not process.children()
             occupied.append(own_memory(process))
-        assert occupied[-1] - occupied[1] < 0.03 * started_with, [size >> 10 for size in occupied]
-        assert occupied[-1] - occupied[0] < 0.10 * started_with, [size >> 10 for size in occupied]
+        assert occupied[-1] - occupied[0] < 0.05 * started_with, [size >> 10 for size in occupied]
         await worker.disconnect()

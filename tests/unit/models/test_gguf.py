@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tests import tiny_model
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.models.bundle import TokenizerBundle
-from tokenfleet.runtime.models.gguf_metadata import read_metadata
+from tokenfleet.runtime.models.gguf_metadata import read_metadata, read_tensors
 from tokenfleet.runtime.models.gguf_tokenizer import convert
 from tokenfleet.v1 import common_pb2
 
@@ -94,9 +94,10 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 def test_a_broken_file_is_a_clear_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    with pytest.raises(FleetError, match=r"no readable gguf") as caught:
-        read_metadata(path)
-    assert caught.value.reason == common_pb2.REASON_LOAD_FAILED
+    for read in (read_metadata, read_tensors):
+        with pytest.raises(FleetError, match=r"no readable gguf") as caught:
+            read(path)
+        assert caught.value.reason == common_pb2.REASON_LOAD_FAILED
 
 
 def test_a_truncated_file_never_passes(tmp_path: Path) -> None:
@@ -104,5 +105,28 @@ def test_a_truncated_file_never_passes(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     for length in range(0, len(whole), 97):
         cut.write_bytes(whole[:length])
-        with pytest.raises(FleetError):
-            read_metadata(cut)
+        for read in (read_metadata, read_tensors):
+            with pytest.raises(FleetError):
+                read(cut)
+
+
+def test_values_that_nobody_asked_for_are_passed_over(tmp_path: Path) -> None:
+    """Of every kind, arrays of arrays among them, and the tensors behind them are found."""
+    path = tmp_path / "model.gguf"
+    nested = struct.pack("<IQ", 9, 2) + 2 * (struct.pack("<IQ", 4, 1) + b"\x07\x00\x00\x00")
+    values = [
+        (b"a", 9, nested),
+        (b"b", 9, struct.pack("<IQ", 8, 2) + struct.pack("<Q", 2) + b"hi" + struct.pack("<Q", 0)),
+        (b"c", 12, struct.pack("<d", 0.5)),
+        (b"general.alignment", 4, struct.pack("<I", 64)),
+        (b"d", 8, struct.pack("<Q", 1) + b"x"),
+    ]
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(values))
+    for key, kind, value in values:
+        head += struct.pack("<Q", len(key)) + key + struct.pack("<I", kind) + value
+    head += struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 8, 0, 128)
+    path.write_bytes(head)
+    assert read_metadata(path)["a"] == [[7], [7]]
+    ((tensor,), begin) = read_tensors(path)
+    assert (tensor.shape, tensor.kind, tensor.offset) == ((8,), 0, 128)
+    assert begin == -(-len(head) // 64) * 64

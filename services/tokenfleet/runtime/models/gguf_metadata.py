@@ -65,7 +65,8 @@ class _Reader:
         self._at = 0
         self._count = 0  # of tensors
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self, only: str | None = None) -> dict[str, Any]:
+        """All keys, or one, if it is there: the others' values, a vocabulary among them, are passed over."""
         if self._content[:4] != _MAGIC:
             raise ValueError("it does not begin with GGUF")
         self._at = 4
@@ -74,10 +75,17 @@ class _Reader:
             raise ValueError(f"gguf version {version}, expected one of {_VERSIONS} (little-endian)")
         self._count = self._scalar("Q")
         pairs = self._scalar("Q")
-        return {self._string(): self._value(self._scalar("I")) for _ in range(pairs)}
+        found = {}
+        for _ in range(pairs):
+            key, kind = self._string(), self._scalar("I")
+            if only in (None, key):
+                found[key] = self._value(kind)
+            else:
+                self._pass(kind)
+        return found
 
     def tensors(self) -> tuple[list[Tensor], int]:
-        alignment = self.metadata().get("general.alignment", _ALIGNMENT)
+        alignment = self.metadata(only="general.alignment").get("general.alignment", _ALIGNMENT)
         found = []
         for _ in range(self._count):
             self._string()  # its name
@@ -107,6 +115,27 @@ class _Reader:
             strings.append(content[start:at].decode("utf-8", "replace"))
         self._at = at
         return strings
+
+    def _pass(self, kind: int, count: int = 1) -> None:
+        """Over so many values of the kind; the same files are refused as by reading them."""
+        if kind in _SCALARS:
+            self._at += count * struct.calcsize("<" + _SCALARS[kind])
+        elif kind == _STRING:
+            self._pass_strings(count)
+        elif kind == _ARRAY:
+            for _ in range(count):
+                self._pass(self._scalar("I"), self._scalar("Q"))
+        else:
+            raise ValueError(f"value type {kind} is unknown")
+        if self._at > len(self._content):
+            raise ValueError("it ends inside its header")
+
+    def _pass_strings(self, count: int) -> None:
+        content, at = self._content, self._at
+        unpack: Callable[[Any, int], tuple[int]] = _U64.unpack_from
+        for _ in range(count):
+            at += 8 + unpack(content, at)[0]
+        self._at = at
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

@@ -8,20 +8,19 @@ model has gone. Two large buffers take a fifth of the memory, and are given back
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from typing import overload
 
 
 class TokenBytes(Sequence[bytes]):
     """Indexed by id, never from the end; each look-up makes the object anew."""
 
-    __slots__ = ("_borders", "_joined")
+    __slots__ = ("_ends", "_joined")
 
-    def __init__(self, contents: Iterable[bytes]) -> None:
-        contents = list(contents)
-        self._joined = b"".join(contents)
-        self._borders = array("I", accumulate(map(len, contents), initial=0))
+    def __init__(self, joined: bytes, ends: array[int]) -> None:
+        """All tokens' bytes one after the other, and where each one's end."""
+        self._joined = joined
+        self._ends = ends
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -30,14 +29,14 @@ class TokenBytes(Sequence[bytes]):
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        borders = self._borders
-        return self._joined[borders[index] : borders[index + 1]]
+        end = self._ends[index]
+        return self._joined[self._ends[index - 1] if index else 0 : end]
 
     def __len__(self) -> int:
-        return len(self._borders) - 1
+        return len(self._ends)
 
     def __iter__(self) -> Iterator[bytes]:
         joined, start = self._joined, 0
-        for end in self._borders[1:]:
+        for end in self._ends:
             yield joined[start:end]
             start = end
