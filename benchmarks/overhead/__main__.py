@@ -94,6 +94,7 @@ async def _window(system: System, part: Part, cores: Cores) -> dict[str, Any]:
         prompt_chars=part.prompt_chars,
         stagger_s=STAGGER * part.warmup_s,
         silence_s=120,
+        keep_alive=False,  # llama.cpp's server closes behind a stream without saying so
         untold_finish=system.name == "bare",
         seed=int(monotonic() * 1000),
     )

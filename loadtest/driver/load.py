@@ -29,6 +29,7 @@ class Load:
     prompt_chars: int = 128
     stagger_s: float = 0.0  # the first requests start spread over this time
     every_gap: bool = False  # keep the time before each token, be it without text, not only the worst
+    keep_alive: bool = True  # False: a connection a request, for servers that close without saying so
     silence_s: float = 30.0  # a request without a byte for so long has failed
     seed: int = 1
 

@@ -141,7 +141,7 @@ class Session(asyncio.Protocol):
         problem = self._judge(reader)
         if problem:
             self._tally.fail(problem)
-        if reader.headers.get(b"connection", b"").lower() == b"close":
+        if not self._load.keep_alive or reader.headers.get(b"connection", b"").lower() == b"close":
             self.close()
         else:
             self._on_free(self)

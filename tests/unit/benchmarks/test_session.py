@@ -16,6 +16,7 @@ from tests.unit.benchmarks.answers import DONE, chunked, counted, delta, stream,
 
 LOAD = Load(host="h", port=1, model="m", max_tokens=3)
 WHOLE = Load(host="h", port=1, model="m", max_tokens=3, stream=False)
+UNKEPT = replace(LOAD, keep_alive=False)
 
 
 class Wire(asyncio.Transport):
@@ -142,9 +143,10 @@ def test_silence_is_a_failure_only_after_its_time() -> None:
     assert play.wire.aborted
 
 
-def test_a_server_that_closes_gets_no_further_request() -> None:
-    answer = chunked(stream(["a", "b", "c"])).replace(b"OK\r\n", b"OK\r\nConnection: close\r\n")
-    play = Play()
+@pytest.mark.parametrize(("load", "head"), [(LOAD, b"Connection: close\r\n"), (UNKEPT, b"")])
+def test_where_a_connection_is_not_kept_it_gets_no_further_request(load: Load, head: bytes) -> None:
+    answer = chunked(stream(["a", "b", "c"])).replace(b"OK\r\n", b"OK\r\n" + head)
+    play = Play(load)
     play.session.data_received(answer)
     assert play.judged().finished == 1
     assert play.wire.closed
