@@ -10,11 +10,16 @@ import pytest
 
 from tests.unit.cli import child
 from tokenfleet.cli.local_fleet import FleetEvent, ManagedProcess, ProcessSpec
-from tokenfleet.cli.local_fleet.probes import StorePing
+from tokenfleet.cli.local_fleet.probes import Probe, StorePing
 
 
 def child_spec(
-    folder: Path, name: str = "child", *flags: str, role: str = "worker", cpus: tuple[int, ...] = ()
+    folder: Path,
+    name: str = "child",
+    *flags: str,
+    role: str = "worker",
+    cpus: tuple[int, ...] = (),
+    probe: Probe | None = None,
 ) -> ProcessSpec:
     """A tiny process under the supervisor's rules."""
     path = folder / f"{name}.sock"
@@ -22,7 +27,7 @@ def child_spec(
         name=name,
         role=role,
         command=(sys.executable, "-I", "-S", child.__file__, str(path), *flags),
-        probe=StorePing(path),
+        probe=probe or StorePing(path),
         address=str(path),
         cpus=cpus,
     )
@@ -36,9 +41,11 @@ class Supervised:
         self.events: list[FleetEvent] = []
         self.processes: list[ManagedProcess] = []
 
-    def start(self, *flags: str, restart: bool = True, cpus: tuple[int, ...] = ()) -> ManagedProcess:
+    def start(
+        self, *flags: str, restart: bool = True, cpus: tuple[int, ...] = (), probe: Probe | None = None
+    ) -> ManagedProcess:
         process = ManagedProcess(
-            child_spec(self.folder, "child", *flags, cpus=cpus),
+            child_spec(self.folder, "child", *flags, cpus=cpus, probe=probe),
             self.folder / "child.log",
             os.environ,
             self.events.append,

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -23,6 +24,22 @@ async def test_ready_then_stopped(supervised: Supervised) -> None:
     assert child.pid is None
     assert await gone(pid)
     assert supervised.kinds() == ["started", "ready", "stopping", "stopped"]
+
+
+async def test_ready_for_a_moment_is_ready_after_a_start(supervised: Supervised) -> None:
+    """A probe's answers may come faster than whoever waits for them gets to look."""
+    process = supervised.start(probe=Wavering())
+    await process.wait_ready()
+    assert process.state == "live"
+
+
+class Wavering:
+    """Alive and ready, and in the same turn of the event loop no longer ready."""
+
+    async def follow(self) -> AsyncIterator[bool]:
+        yield True
+        yield False
+        await asyncio.Event().wait()
 
 
 async def test_leads_its_own_session_so_that_a_terminal_does_not_reach_it(supervised: Supervised) -> None:

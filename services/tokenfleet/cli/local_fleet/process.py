@@ -147,14 +147,14 @@ class ManagedProcess:
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
 
     async def _wait_for(self, event: asyncio.Event) -> None:
-        waits = [asyncio.create_task(each.wait()) for each in (event, self._ended)]
+        reached, ended = (asyncio.create_task(each.wait()) for each in (event, self._ended))
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reached, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                return  # it came about, also where it is no longer so
         finally:
-            for wait in waits:
-                wait.cancel()
-        if event.is_set():
-            return
+            reached.cancel()
+            ended.cancel()
         raise self._failure or FleetStartError(
             f"{self.spec.name} was stopped before it was ready", process=self.spec.name
         )
