@@ -50,17 +50,17 @@ requests = st.fixed_dictionaries(
     wanted=requests,
     tokens=st.integers(1, 1000),
     drawn=st.floats(0.0, 1.0, exclude_max=True),
-    delay=st.sampled_from([0.0, 1.5]),
+    busy=st.sampled_from([0.0, 0.5]),
 )
 @settings(max_examples=150, deadline=None)
 def test_both_ways_agree(
-    states: list[dict[str, Any]], wanted: dict[str, Any], tokens: int, drawn: float, delay: float
+    states: list[dict[str, Any]], wanted: dict[str, Any], tokens: int, drawn: float, busy: float
 ) -> None:
     world = World("predicted", engine_queue_ratio=0.5)
     for number, state in enumerate(states):
         _up(world, f"w{number}", dict(state), prompt(1, tokens)["block_hashes"])
     scheduler, told = world.scheduler, policy(world)
-    told._crowding[MODEL]._busy = delay / (1.0 + delay)
+    told._crowding[MODEL]._busy = busy
     choices: list[Choice | None] = []
     for choose in (choose_among_few, choose_among_many):
 
