@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from tests.contract.worker_process import TIMEOUT_S, WorkerProcess, running_worker, spec
 from tokenfleet.v1 import common_pb2, worker_pb2
+from tokenfleet.worker.engines.llamacpp.child import log_flusher
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.real_model]
 
@@ -126,3 +127,10 @@ async def test_weights_that_are_none_fail_the_load_with_the_engine_s_own_words()
         failure = (await worker.load(entry))[-1].progress.failure
         assert failure.reason == common_pb2.REASON_LOAD_FAILED
         assert "gguf" in failure.message.lower()
+
+
+async def test_the_installed_llama_cpp_can_be_asked_to_finish_its_log() -> None:
+    """Else the words above may be lost: a thread of its own writes them, for which no exit waits."""
+    flush = log_flusher()
+    assert flush is not None
+    flush()

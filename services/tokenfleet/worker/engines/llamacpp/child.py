@@ -7,10 +7,12 @@ the kernel closes its pipes.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tokenfleet.worker.engines.hosted.child import close_inherited, die_with_parent
@@ -34,7 +36,9 @@ def main() -> None:
     try:
         server = start(config)
     except Exception as error:
-        sys.exit(f"{type(error).__name__}: {error}")  # llama.cpp has already logged why
+        if (flush := log_flusher()) is not None:
+            flush()  # it says why
+        sys.exit(f"{type(error).__name__}: {error}")
     os.write(ready, b'{"ready": {}}\n')
     os.close(ready)
     die_with_parent(0)
@@ -70,6 +74,23 @@ def start(config: dict[str, Any], port: int = 1) -> Any:
     params.ui = False
     params.verbosity = 2
     return xllamacpp.Server(params)
+
+
+def log_flusher() -> Callable[[], object] | None:
+    """Waits until all is written that llama.cpp has logged; None for a build that cannot be asked to.
+
+    A thread of its own writes the log, and no process that ends waits for it. The names are C++'s for
+    `common_log_main` and `common_log_flush`.
+    """
+    import xllamacpp.xllamacpp
+
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    log = getattr(library, "_Z15common_log_mainv", None)
+    flush = getattr(library, "_Z16common_log_flushP10common_log", None)
+    if log is None or flush is None:
+        return None
+    log.restype, flush.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    return lambda: flush(log())
 
 
 def _batch_by_device() -> int:
