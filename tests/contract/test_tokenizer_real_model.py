@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +129,6 @@ def test_the_catalogs_figures(bundle: TokenizerBundle) -> None:
 
 
 def test_a_worker_has_its_vocabulary_at_once(bundle: TokenizerBundle) -> None:
-    started = time.process_time()
+    used = sum(os.times()[:4])  # of processor time, its children's too
     load_vocabulary(bundle)
-    assert time.process_time() - started < 0.5
+    assert sum(os.times()[:4]) - used < 0.5
