@@ -47,7 +47,10 @@ class WorkerHost:
             engines=list(settings.engines),
             threads=settings.engine_threads,
             engine_arguments=settings.engine_arguments,
-            memory=Memory(settings.memory_bytes or machine.memory_limit_bytes()),
+            memory=Memory(
+                settings.memory_bytes
+                or machine.model_memory_bytes(settings.engines, self.watch.accelerator())
+            ),
             canary_timeout_s=settings.canary_timeout_s,
             worker_id=self.worker_id,
             changed=self._models_changed,

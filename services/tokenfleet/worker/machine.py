@@ -12,6 +12,8 @@ from tokenfleet.v1 import worker_pb2
 from tokenfleet.worker.nvml import NvmlPoll, open_nvml
 
 PROCESSOR = "cpu"
+# Engines that have their weights and their cache on the accelerator, where there is one.
+_ON_DEVICES = frozenset({"transformers", "trtllm", "vllm"})
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
@@ -35,6 +37,13 @@ def oom_kills(counters: Sequence[Path] = _OOM_COUNTERS) -> int:
                 if name == "oom_kill":
                     return int(count)
     return 0
+
+
+def model_memory_bytes(engines: Sequence[str], device: worker_pb2.Accelerator) -> int:
+    """What models may take where nobody says: the devices' memory, if they live there, or this process's."""
+    if device.kind != PROCESSOR and not _ON_DEVICES.isdisjoint(engines):
+        return device.memory_total_bytes
+    return memory_limit_bytes()
 
 
 class Device:

@@ -54,7 +54,11 @@ class WorkerSettings(ServiceSettings):
     engines: Annotated[Targets, AfterValidator(_known_engines)] = Field(
         ["llamacpp", "sim"], description="engines that this worker can host, comma separated"
     )
-    memory_bytes: int = Field(0, ge=0, description="for weights and KV; 0: all this process may use")
+    memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="for weights and KV; 0: the devices' memory where engines use it, else all it may use",
+    )
     threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: half of the CPUs it may use")
     cache_dir: Path = Field(default_factory=default_cache_dir, description="model files on this node")
     cache_bytes: int = Field(

@@ -8,8 +8,9 @@ from typing import Any
 import pynvml
 import pytest
 
+from tokenfleet.v1 import worker_pb2
 from tokenfleet.worker import nvml
-from tokenfleet.worker.machine import Device
+from tokenfleet.worker.machine import Device, memory_limit_bytes, model_memory_bytes
 from tokenfleet.worker.nvml import Nvml, NvmlPoll, open_nvml
 
 GIB = 2**30
@@ -168,6 +169,17 @@ def test_a_worker_tells_of_the_device_where_there_is_one() -> None:
     poll = NvmlPoll(Nvml(FakeNvml()))
     poll.poll()
     assert Device(poll).accelerator(0.0).kind == "NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("engines", "on_devices"), [(["sim", "vllm"], True), (["trtllm"], True), (["llamacpp", "sim"], False)]
+)
+def test_models_may_take_the_devices_memory_where_their_engines_live_there(
+    engines: list[str], on_devices: bool
+) -> None:
+    reading = Nvml(FakeNvml(Gpu(), Gpu("GPU-1"))).read()
+    assert model_memory_bytes(engines, reading) == (200 * GIB if on_devices else memory_limit_bytes())
+    assert model_memory_bytes(engines, worker_pb2.Accelerator(kind="cpu", memory_total_bytes=1)) > 1
 
 
 def refusing(code: int) -> Callable[[], None]:
