@@ -62,7 +62,7 @@ class Memory:
         )
 
     def now(self) -> int:
-        """What is occupied; to be called before a load, an unload or a sleep, and given back after it."""
+        """What is occupied; to be called before a load or an unload, and given back after it."""
         occupied = self._occupied()
         if self._empty_bytes is None:
             self._empty_bytes = occupied

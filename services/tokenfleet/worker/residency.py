@@ -190,11 +190,13 @@ class Residency:
         )
 
     async def _put_to_sleep(self, resident: Resident) -> worker_pb2.UnloadModelResponse:
-        before = self.memory.now()
-        await cast(SleepingEngine, resident.engine).sleep()
+        try:
+            freed = await cast(SleepingEngine, resident.engine).sleep()
+        except FleetError as error:
+            log.warning("model does not fall asleep: unloaded", model=resident.name, detail=error.message)
+            return await self._unload(resident)
         resident.state = State.STATE_ASLEEP
         self._cache_log.cleared(resident.name)
-        freed = max(0, before - self.memory.now())
         log.info("model sleeps", model=resident.name, epoch=resident.epoch, freed_bytes=freed)
         self._changed()
         return worker_pb2.UnloadModelResponse(
@@ -300,6 +302,7 @@ class Residency:
             await engine.unload()
             resident.engine = None
             raise
+        resident.down = False
         self._serve(resident)
         seconds = round(time.monotonic() - began, 2)
         log.info("model woke up", model=resident.name, epoch=resident.epoch, seconds=seconds)

@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import pynvml
 import pytest
 
+from tests.unit.worker.fakes import VOCABULARY
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.arguments import parse_arguments
-from tokenfleet.worker.engines.base import Generation
+from tokenfleet.worker.engines.base import Generation, ModelFiles, SleepCosts
 from tokenfleet.worker.engines.vllm.arguments import VllmArguments
-from tokenfleet.worker.engines.vllm.child import classify, complete
+from tokenfleet.worker.engines.vllm.child import classify, complete, device_memory, tried_sleep
+from tokenfleet.worker.engines.vllm.engine import VllmHost
 from tokenfleet.worker.engines.vllm.request import sampling_of
 
 
@@ -65,6 +68,13 @@ def test_arguments_are_vllm_s_own_and_the_rest_is_passed_through() -> None:
         parse_arguments("vllm", VllmArguments, {"max_model_length": 5})
 
 
+def test_what_is_switched_off_is_told_and_what_is_left_at_nothing_is_not() -> None:
+    off = {"enable_prefix_caching": False, "enforce_eager": False, "block_size": 0}
+    told = parse_arguments("vllm", VllmArguments, off).engine_args()
+    assert (told["enable_prefix_caching"], told["enforce_eager"]) == (False, False)
+    assert "block_size" not in told
+
+
 def config(block_size: int = 16, kv_bytes: int = 0, **arguments: Any) -> dict[str, Any]:
     return {"model": "/m", "block_size": block_size, "kv_bytes": kv_bytes, "arguments": arguments}
 
@@ -99,3 +109,42 @@ def test_memory_for_the_cache_is_said_by_whoever_says_it_most_exactly() -> None:
 def test_lack_of_memory_has_many_names(error: Exception) -> None:
     assert classify(error) == "OUT_OF_MEMORY"
     assert classify(RuntimeError("illegal memory access")) is None
+
+
+def ready(**more: Any) -> dict[str, Any]:
+    told = {"vocabulary": 100, "version": "0", "quantization": "", "dtype": "bfloat16", "max_num_seqs": 4}
+    return {**told, "max_model_len": 512, "kv_tokens": 2048, **more}
+
+
+def test_on_devices_it_occupies_their_memory_and_says_what_its_sleep_costs() -> None:
+    files = ModelFiles("m", 512, 16, {}, 0, "", None, VOCABULARY)
+    host = VllmHost(files, parse_arguments("vllm", VllmArguments, {}), 1)
+    on_cpu = host.facts(ready(), memory_bytes=70)
+    assert (on_cpu.memory_bytes, on_cpu.sleep) == (70, None)
+    costs = {"asleep_bytes": 9, "wake_s": 0.5}
+    on_gpu = host.facts(ready(device_memory_bytes=800, sleep=costs), memory_bytes=70)
+    assert (on_gpu.memory_bytes, on_gpu.sleep) == (800, SleepCosts(9, 0.5))
+
+
+def test_sleep_is_tried_and_what_was_there_before_the_engine_is_not_its() -> None:
+    used = [800]
+
+    class Core:
+        def sleep(self) -> None:
+            used[0] = 190
+
+        def wake_up(self) -> None:
+            used[0] = 800
+
+    costs = tried_sleep(Core(), lambda: used[0], before=100)
+    assert costs["asleep_bytes"] == 90
+    assert 0 <= costs["wake_s"] < 10
+    assert used == [800], "it has to be awake again"
+
+
+def test_where_no_driver_tells_of_devices_their_memory_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", init)
+    assert device_memory() is None

@@ -160,8 +160,11 @@ class Engine(Protocol):
 class SleepingEngine(Engine, Protocol):
     """What an engine has besides whose facts say what sleep costs. It sleeps only while nothing runs."""
 
-    async def sleep(self) -> None:
-        """Gives up most of its memory, and its caches; all but `wake` and `unload` is out of the question."""
+    async def sleep(self) -> int:
+        """Gives up most of its memory, and its caches; all but `wake` and `unload` is out of the question.
+
+        Answers the bytes that it gave up. Raises FleetError when it cannot.
+        """
 
     async def wake(self) -> None:
         """Takes sequences again. Raises FleetError when it cannot."""

@@ -187,8 +187,8 @@ class SimEngine:
     def load_now(self) -> EngineLoad:
         return EngineLoad(*self._model.load())
 
-    async def sleep(self) -> None:
-        await self.unload()
+    async def sleep(self) -> int:
+        return await self.unload()
 
     async def wake(self) -> None:
         await asyncio.sleep(self._arguments.wake_s)

@@ -22,6 +22,7 @@ class Toy:
         self._rows: dict[int, dict[str, Any]] = {}
         self._fresh: list[tuple[int, int]] = []
         self._steps = 0
+        self._asleep = False
 
     def submit(self, request: dict[str, Any]) -> None:
         if request["ids"][-1] == 13:
@@ -34,6 +35,17 @@ class Toy:
 
     def wait_s(self) -> float | None:
         return 0 if self._rows else None
+
+    def sleep(self) -> None:
+        if self._config.get("trouble") == "insomnia":
+            time.sleep(3600)
+        self._asleep = True
+
+    def wake_up(self) -> None:
+        self._asleep = False
+
+    def asleep(self) -> bool:
+        return self._asleep
 
     def double(self, number: int) -> int:
         return 2 * number

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
+import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tokenfleet.worker.engines.hosted.child import Say, main
+from tokenfleet.worker.nvml import Nvml
 
 # vLLM's kernels for CPUs read their cache in blocks of a multiple of so many tokens.
 _CPU_BLOCK = 32
@@ -39,12 +43,42 @@ def start(config: dict[str, Any], say: Say) -> tuple[Any, dict[str, Any]]:
     arguments = complete(config, on_cpu)
     if on_cpu and arguments["enforce_eager"]:
         _compile_nothing()
+    used = None if on_cpu else device_memory()
+    before = used() if used is not None else 0
     say("loading the model")
     engine = LLMEngine.from_engine_args(
         checked(arguments), usage_context=UsageContext.ENGINE_CONTEXT, enable_multiprocessing=False
     )
     core = SteppedCore(engine, config["block_size"])
-    return core, {**core.facts(), "version": _version(), "device": current_platform.device_name}
+    facts = {**core.facts(), "version": _version(), "device": current_platform.device_name}
+    if used is not None:
+        facts["device_memory_bytes"] = used() - before
+        if arguments.get("enable_sleep_mode"):
+            say("trying its sleep")
+            facts["sleep"] = tried_sleep(core, used, before)
+    return core, facts
+
+
+def device_memory() -> Callable[[], int] | None:
+    """What is occupied on the devices, by all of the engine's processes; None where NVML tells nothing."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        devices = Nvml(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except pynvml.NVMLError:
+        return None
+    return lambda: devices.read().memory_used_bytes
+
+
+def tried_sleep(core: Any, used: Callable[[], int], before: int) -> dict[str, float]:
+    """What sleep costs: it depends on the model and on what lies between devices and host, so it is tried."""
+    core.sleep()
+    asleep_bytes = max(0, used() - before)
+    began = time.monotonic()
+    core.wake_up()
+    return {"asleep_bytes": asleep_bytes, "wake_s": time.monotonic() - began}
 
 
 def _compile_nothing() -> None:

@@ -83,8 +83,11 @@ class SteppedCore:
             time.sleep(_NOTHING_YET_S)
         return report
 
-    def sleep(self, level: int) -> None:
-        self._client.sleep(level)
+    def sleep(self) -> None:
+        """The weights go to the host's memory, the cache nowhere."""
+        while self.wait_s() == 0:  # the device may still be at a step of sequences that are gone
+            self._core.post_step(self._core.step_fn()[1])
+        self._client.sleep(1)
 
     def wake_up(self) -> None:
         self._client.wake_up()

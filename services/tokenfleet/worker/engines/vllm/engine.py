@@ -10,8 +10,8 @@ from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.telemetry import get_logger
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.arguments import parse_arguments
-from tokenfleet.worker.engines.base import EngineFacts, Generation, ModelFiles
-from tokenfleet.worker.engines.hosted.engine import HostedEngine
+from tokenfleet.worker.engines.base import EngineFacts, Generation, ModelFiles, SleepCosts
+from tokenfleet.worker.engines.hosted.sleeping import SleepingHostedEngine
 from tokenfleet.worker.engines.vllm.arguments import VllmArguments
 from tokenfleet.worker.engines.vllm.request import sampling_of
 
@@ -69,8 +69,9 @@ class VllmHost:
             max_sequences=ready["max_num_seqs"],
             context_length=min(self._model.context_length, ready["max_model_len"], ready["kv_tokens"]),
             kv_blocks_total=ready["kv_tokens"] // self._model.block_size,
-            memory_bytes=memory_bytes,
+            memory_bytes=ready.get("device_memory_bytes") or memory_bytes,
             vocabulary_size=ready["vocabulary"],
+            sleep=SleepCosts(**ready["sleep"]) if "sleep" in ready else None,
         )
 
     def request(self, generation: Generation) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class VllmHost:
         return True
 
 
-class VllmEngine(HostedEngine):
+class VllmEngine(SleepingHostedEngine):
     needs_folder: ClassVar[bool] = True
     features: ClassVar[frozenset[str]] = frozenset(
         {"cache_events", "json_schema", "logprobs", "min_tokens", "seed"}
