@@ -2,7 +2,8 @@
 
 The first requests of all streams are spread over a warm-up that takes about as long as all of them do, so
 that a window sees requests at every stage. llama.cpp computes a prompt hardly faster than an answer: longer
-requests would fill a whole window with the first prompts, where one step more or less decides.
+requests would fill a whole window with the first prompts, where one step more or less decides. A window is as
+long as one and a half of them, or its share of prompts and answers is chance.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Part(NamedTuple):
 
 FULL: Mapping[str, Sequence[Part]] = {
     "vllm": (Part(1, 3, 2, 4), Part(16, 3, 6, 8), Part(64, 3, 14, 14)),
-    "llamacpp": (Part(1, 3, 2, 4, 24, 64), Part(16, 3, 13, 13, 24, 64), Part(64, 2, 45, 24, 24, 64)),
+    "llamacpp": (Part(1, 3, 2, 4, 24, 64), Part(16, 3, 13, 13, 24, 64), Part(64, 2, 40, 60, 24, 64)),
 }
 QUICK = (Part(4, 1, 2, 4),)
 
