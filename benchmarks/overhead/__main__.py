@@ -164,7 +164,8 @@ def draw(figures: dict[str, float], path: Path) -> None:
         bars = axes.bar(list(ratios), list(ratios.values()), color=BLUE, width=0.6)
         axes.bar_label(bars, fmt="%.3f")
         axes.axhline(GOAL, color=GREY, linestyle="--", linewidth=1)
-        axes.annotate(f"goal {GOAL}", (0, GOAL), xytext=(-30, 4), textcoords="offset points", color=GREY)
+        beside = axes.get_yaxis_transform()
+        axes.text(1.01, GOAL, f"goal {GOAL}", transform=beside, va="center", color=GREY)
         axes.set_ylim(0.5, max(1.1, *(value + 0.05 for value in ratios.values())))
 
 
