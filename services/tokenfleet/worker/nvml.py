@@ -149,18 +149,23 @@ class NvmlPoll:
             time.sleep(POLL_S)
 
 
-def open_nvml() -> NvmlPoll | None:
-    """None where there is no device of NVIDIA's, no driver, or no way to ask it."""
+def open_devices() -> Nvml | None:
+    """Those that this process may use; None where there is no driver, or no way to ask it."""
     try:
         import pynvml
     except ImportError:
         return None
     try:
-        nvml = Nvml(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return Nvml(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
     except pynvml.NVMLError as error:
         log.debug("no NVML", error=str(error))
         return None
-    if not len(nvml):
+
+
+def open_nvml() -> NvmlPoll | None:
+    """None also where there is no device of NVIDIA's."""
+    nvml = open_devices()
+    if not nvml:
         return None
     poll = NvmlPoll(nvml)
     poll.poll()

@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from tokenfleet.cli.errors import CliError
+from tokenfleet.runtime.last_words import last_words
 
 PROMPTS = (
     "The capital of France is",
@@ -62,7 +63,7 @@ def _answers(path: Path) -> list[str]:
         check=False,
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise CliError(f"{path} cannot be run to check it: {lines[-1]}")
+        said = last_words(done.stderr, done.returncode)
+        raise CliError(f"{path} cannot be run to check it: {said}")
     answers: list[str] = json.loads(done.stdout.splitlines()[-1])
     return answers

@@ -18,6 +18,7 @@ from typing import Any
 from tokenfleet.cli.errors import CliError
 from tokenfleet.cli.quantize.check import PROMPTS
 from tokenfleet.cli.quantize.methods import Method, group_size
+from tokenfleet.runtime.last_words import last_words
 from tokenfleet.worker.engines.hosted.child import die_with_parent
 
 _NEEDED = ("torch", "transformers", "auto_round")
@@ -63,8 +64,7 @@ def quantize_folder(
         )
         if done.returncode:
             log.seek(0)
-            lines = [line for line in log.read().splitlines() if line.strip()]
-            raise CliError(f"{method.name} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+            raise CliError(f"{method.name} failed: {last_words(log.read(), done.returncode)}")
 
 
 def _run(told: Mapping[str, Any]) -> None:

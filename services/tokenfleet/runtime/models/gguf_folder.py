@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenfleet.runtime.errors import FleetError
+from tokenfleet.runtime.last_words import last_words
 from tokenfleet.runtime.models.bundle import TOKENIZER_FILE, TokenizerBundle, load_failed
 from tokenfleet.runtime.models.gguf_metadata import read_metadata
 
@@ -60,8 +61,7 @@ def convert(gguf: Path, bundle: TokenizerBundle, folder: Path) -> None:
         check=False,
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise load_failed(f"{gguf} cannot be converted: {lines[-1]}")
+        raise load_failed(f"{gguf} cannot be converted: {last_words(done.stderr, done.returncode)}")
 
 
 def config_of(metadata: dict[str, Any], bundle: TokenizerBundle) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenfleet.runtime.errors import FleetError
+from tokenfleet.runtime.last_words import last_words
 from tokenfleet.runtime.models.bundle import TokenizerBundle, load_failed
 from tokenfleet.runtime.models.token_bytes import TokenBytes
 from tokenfleet.v1 import common_pb2
@@ -47,8 +48,8 @@ def load_vocabulary(bundle: TokenizerBundle) -> Vocabulary:
         check=False,
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise load_failed(f"{bundle.tokenizer_json} is no usable tokenizer: {said[-1]}")
+        said = last_words(done.stderr.decode(errors="replace"), done.returncode)
+        raise load_failed(f"{bundle.tokenizer_json} is no usable tokenizer: {said}")
     line, _, packed = done.stdout.partition(b"\n")
     head = json.loads(line)
     if "refused" in head:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.unit.worker.hosted.test_hosted import TIMEOUT_S, Heard, ToyHost, generation, model
+from tests.unit.worker.hosted.toy_engine import TIMEOUT_S, Heard, ToyHost, generation, model
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.v1 import common_pb2
 from tokenfleet.worker.engines.base import EngineFacts, ModelFiles, SleepCosts
@@ -37,11 +37,6 @@ async def engine() -> AsyncIterator[SleepyEngine]:
     engine = SleepyEngine(1)
     yield engine
     await engine.unload()
-
-
-@pytest_asyncio.fixture
-async def heard() -> Heard:
-    return Heard()
 
 
 def child_of_this_process() -> psutil.Process:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.worker.hosted import test_hosted
+from tests.unit.worker.hosted import toy_engine
 from tokenfleet.core.blocks import block_hashes
 from tokenfleet.runtime.errors import FleetError
 from tokenfleet.runtime.models import Vocabulary
@@ -26,7 +26,7 @@ STOP, LENGTH = common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH
 FAILED = common_pb2.FINISH_REASON_FAILED
 
 
-class Heard(test_hosted.Heard):
+class Heard(toy_engine.Heard):
     """Of the cache, too."""
 
     def __init__(self) -> None:

@@ -39,5 +39,5 @@ class VllmArguments(EngineArguments):
         """What goes to vLLM as it is."""
         own = {"extra", "n_threads", "start_timeout_s", "stall_timeout_s"}
         given = self.model_dump(exclude=own, exclude_none=True)
-        left_out = {name for name, value in given.items() if value == 0 and value is not False}
-        return {**{name: value for name, value in given.items() if name not in left_out}, **self.extra}
+        told = {name: value for name, value in given.items() if value is False or value != 0}
+        return {**told, **self.extra}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tokenfleet.worker.engines.hosted.child import Say, main
-from tokenfleet.worker.nvml import Nvml
+from tokenfleet.worker.nvml import open_devices
 
 # vLLM's kernels for CPUs read their cache in blocks of a multiple of so many tokens.
 _CPU_BLOCK = 32
@@ -61,15 +60,8 @@ def start(config: dict[str, Any], say: Say) -> tuple[Any, dict[str, Any]]:
 
 def device_memory() -> Callable[[], int] | None:
     """What is occupied on the devices, by all of the engine's processes; None where NVML tells nothing."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        devices = Nvml(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    except pynvml.NVMLError:
-        return None
-    return lambda: devices.read().memory_used_bytes
+    devices = open_devices()
+    return None if devices is None else lambda: devices.read().memory_used_bytes
 
 
 def tried_sleep(core: Any, used: Callable[[], int], before: int) -> dict[str, float]:
